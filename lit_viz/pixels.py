@@ -1,0 +1,153 @@
+"""What a pixel means: the way from the numbers a network eats to colours in [0, 1] and back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lit_viz.errors import UsageError
+
+
+@dataclass(frozen=True)
+class PixelSpace:
+    """An affine relation per channel between network input `x` and colour `c`: `c = x * std + mean`.
+
+    Attributes:
+        mean: Per-channel mean, in colour units, where 0 is black and 1 is full intensity. One value serves all
+            channels.
+        std: Per-channel standard deviation, in colour units.
+        source: Where the numbers came from, in words, for captions and debugging.
+
+    >>> space = PixelSpace(mean=(0.5,), std=(0.25,))
+    >>> space.to_color(torch.tensor([[[[-2.0, 0.0, 2.0]]]])).tolist()
+    [[[[0.0, 0.5, 1.0]]]]
+    """
+
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+    source: str = "given"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "mean", _floats("mean", self.mean))
+        object.__setattr__(self, "std", _floats("std", self.std))
+        if any(s <= 0 for s in self.std):
+            raise UsageError(f"std must be positive, got {self.std}.")
+
+    def to_color(self, images: Tensor) -> Tensor:
+        """Network input to colours.
+
+        Args:
+            images: (..., C, H, W), as the network takes them.
+
+        Returns:
+            Same shape, float32, clipped to [0, 1]; NaN becomes 0.
+        """
+        mean, std = self._shaped(images)
+        return torch.nan_to_num(images.float() * std + mean, nan=0.0).clamp_(0.0, 1.0)
+
+    def from_color(self, colors: Tensor) -> Tensor:
+        """Colours in [0, 1], (..., C, H, W), to network input of the same shape."""
+        mean, std = self._shaped(colors)
+        return (colors.float() - mean) / std
+
+    def _shaped(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        channels = images.shape[-3]
+        out = []
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) not in (1, channels):
+                raise UsageError(
+                    f"{name} has {len(values)} values ({self.source}) but the images have {channels} channels; "
+                    f"give one value, or one per channel."
+                )
+            out.append(torch.tensor(values, device=images.device).reshape(-1, 1, 1))
+        return out[0], out[1]
+
+
+def find_pixel_space(*sources: Any) -> PixelSpace | None:
+    """Looks for a normalisation in data modules, data sets, transforms or models.
+
+    The first hit counts: attributes `mean` and `std` (our data modules, timm-like configurations), or the last
+    `Normalize`-like transform inside `transform`, `transforms`, `dataset(s)`.
+
+    Args:
+        *sources: Objects to search, best first. None is skipped.
+
+    Returns:
+        What was found, or None.
+    """
+    for source in sources:
+        found = _search(source, depth=0)
+        if found is not None:
+            return found
+    return None
+
+
+def guess_pixel_space(images: Tensor) -> PixelSpace:
+    """Guesses from the value range of a batch, for data that tell nothing about their normalisation.
+
+    [0, 1] is taken as it is, [0, 255] is divided by 255, [-1, 1] is shifted; any other range is stretched.
+
+    Args:
+        images: (N, C, H, W).
+    """
+    finite = images[torch.isfinite(images)].float()
+    low, high = (float(finite.min()), float(finite.max())) if finite.numel() else (0.0, 1.0)
+    if low >= 0.0 and high <= 1.0:
+        return PixelSpace((0.0,), (1.0,), "guessed from the range: [0, 1]")
+    if low >= 0.0 and high <= 255.0:
+        return PixelSpace((0.0,), (1 / 255,), "guessed from the range: [0, 255]")
+    if low >= -1.0 and high <= 1.0:
+        return PixelSpace((0.5,), (0.5,), "guessed from the range: [-1, 1]")
+    width = max(high - low, 1e-12)
+    return PixelSpace((-low / width,), (1 / width,), f"stretched from the range [{low:.2g}, {high:.2g}]")
+
+
+def _search(source: Any, depth: int) -> PixelSpace | None:
+    if source is None or depth > 6 or isinstance(source, (str, bytes, Tensor)):
+        return None
+    if _is_normalization(source):
+        return _space(source, f"from {type(source).__name__}")
+    if isinstance(source, (list, tuple)):
+        # The last one decides what reaches the network.
+        for item in reversed(source[:64]):
+            found = _search(item, depth + 1)
+            if found is not None:
+                return found
+        return None
+    for attribute in ("transform", "transforms", "dataset", "datasets"):
+        # `vars` rather than `getattr`: data modules raise from properties before `setup`.
+        child = getattr(source, "__dict__", {}).get(attribute)
+        if child is not None and child is not source:
+            found = _search(child, depth + 1)
+            if found is not None:
+                return found
+    return None
+
+
+def _is_normalization(source: Any) -> bool:
+    mean, std = getattr(source, "mean", None), getattr(source, "std", None)
+    return all(isinstance(v, (Sequence, Tensor)) or hasattr(v, "tolist") for v in (mean, std)) and not isinstance(
+        source, Tensor
+    )
+
+
+def _space(source: Any, where: str) -> PixelSpace | None:
+    try:
+        return PixelSpace(source.mean, source.std, where)
+    except (TypeError, ValueError):
+        return None
+
+
+def _floats(name: str, values: Any) -> tuple[float, ...]:
+    if hasattr(values, "tolist"):
+        values = values.tolist()
+    if isinstance(values, (int, float)):
+        values = (values,)
+    out = tuple(float(v) for v in values)
+    if not out:
+        raise UsageError(f"{name} is empty; give one value, or one per channel.")
+    return out
