@@ -1,0 +1,153 @@
+"""Work beside a training run: one low-priority process that answers t-SNE jobs, one after the other."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lit_viz import functional
+
+# By path: as a module it would drag the package, and with it torch, into the worker.
+SCRIPT = Path(functional.__file__).with_name("tsne.py")
+
+# The worker may not take threads from training.
+ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+
+
+@dataclass
+class _Job:
+    arguments: Callable[[np.ndarray | None], dict[str, Any]]
+    done: Callable[[np.ndarray], None]
+    answer: Path = field(default_factory=Path)
+
+
+class EmbeddingWorker:
+    """Computes t-SNE embeddings in a process of its own, each started from the one before.
+
+    A process, not a thread: a thread would share the interpreter lock and the thread pool with training. Jobs are
+    answered in order, so what comes out does not depend on timing. Nothing here blocks but `finish`.
+    """
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[str] | None = None
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._waiting: deque[_Job] = deque()
+        self._running: _Job | None = None
+        self._number = 0
+        self.last: np.ndarray | None = None
+
+    @property
+    def busy(self) -> bool:
+        """Whether jobs are waiting or running."""
+        return self._running is not None or bool(self._waiting)
+
+    def submit(
+        self, arguments: Callable[[np.ndarray | None], dict[str, Any]], done: Callable[[np.ndarray], None]
+    ) -> None:
+        """Queues a job.
+
+        Args:
+            arguments: From the embedding before (None for the first) to the keyword arguments of `tsne`.
+            done: Called in this process, by `poll` or `finish`, with the points (N, 2).
+        """
+        self._waiting.append(_Job(arguments, done))
+        self._start_next()
+
+    def poll(self) -> None:
+        """Hands over what is ready.
+
+        Raises:
+            RuntimeError: If a job failed or the worker died; the job is dropped, the next one goes on.
+        """
+        while self._running is not None and self._running.answer.exists():
+            job, self._running = self._running, None
+            try:
+                with np.load(job.answer) as answer:
+                    error = str(answer["error"]) if "error" in answer else None
+                    points = None if error else answer["points"]
+                job.answer.unlink()
+                if error:
+                    raise RuntimeError(f"t-SNE failed:\n{error}")
+                self.last = points
+                job.done(points)
+            finally:
+                self._start_next()
+        if self._running is not None and self._process is not None and self._process.poll() is not None:
+            if self._running.answer.exists():
+                return self.poll()
+            code = self._process.returncode
+            self._running, self._process = None, None
+            self._start_next()
+            raise RuntimeError(f"the t-SNE process ended with exit code {code}.")
+        return None
+
+    def finish(self, timeout: float) -> None:
+        """Waits until every job is answered.
+
+        Raises:
+            TimeoutError: After `timeout` seconds; what is left is dropped.
+            RuntimeError: As in `poll`.
+        """
+        deadline = time.monotonic() + timeout
+        while self.busy:
+            self.poll()
+            if not self.busy:
+                return
+            if time.monotonic() > deadline:
+                left = len(self._waiting) + 1
+                self.close()
+                raise TimeoutError(f"{left} t-SNE embedding(s) were not ready after {timeout:.0f} s and are left out.")
+            time.sleep(0.02)
+
+    def close(self) -> None:
+        """Ends the process and drops what is left."""
+        self._waiting.clear()
+        self._running = None
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+        if self._folder is not None:
+            self._folder.cleanup()
+            self._folder = None
+
+    def _start_next(self) -> None:
+        if self._running is not None or not self._waiting:
+            return
+        job = self._waiting.popleft()
+        if self._folder is None:
+            self._folder = tempfile.TemporaryDirectory(prefix="lit_viz_")
+        if self._process is None:
+            # -P: the folder of the script holds modules that must not shadow others.
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", str(SCRIPT)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                text=True,
+                env={**os.environ, **ONE_THREAD},
+            )
+        self._number += 1
+        stem = Path(self._folder.name) / f"{self._number:06d}"
+        job.answer = stem.with_suffix(".answer.npz")
+        arguments = {k: v for k, v in job.arguments(self.last).items() if v is not None}
+        np.savez(stem.with_suffix(".npz"), **arguments)
+        self._running = job
+        assert self._process.stdin is not None
+        line = json.dumps({"arguments": str(stem.with_suffix(".npz")), "answer": str(job.answer)})
+        try:
+            self._process.stdin.write(line + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            pass  # the worker died: `poll` reports it

@@ -1,0 +1,277 @@
+"""Pictures of convolution weights: RGB tiles, rows of grey kernels, or a matrix for 1 x 1 kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from lit_viz.draw.arrays import to_numpy
+from lit_viz.draw.canvas import MUTED, RULE, SMALL, Canvas, ColorBar, Page, measure
+from lit_viz.draw.colormaps import colorize, hatch
+from lit_viz.errors import UsageError
+
+_SCALES = ("each", "shared")
+_LARGEST_TILE = 200
+_LEAST_TILE = 10
+_LEAST_KERNEL = 26
+_MOST_INPUTS = 32
+
+
+def filter_tiles(weight: Any, *, scale: str = "each") -> NDArray[np.uint8]:
+    """Weights as pixels.
+
+    Args:
+        weight: (K, C, h, w).
+        scale: `each` stretches every output filter from its own smallest weight (0) to its largest (255), all
+            its input channels together; one without any contrast becomes mid-grey. `shared` maps [-m, m] to
+            [0, 255] with m the largest magnitude of all, so that zero is mid-grey.
+
+    Returns:
+        (K, C, h, w) uint8; NaN is 0.
+    """
+    values = _checked(weight)
+    if scale not in _SCALES:
+        raise UsageError(f"scale must be 'each' or 'shared', got {scale!r}.")
+    finite = np.isfinite(values)
+    clean = np.where(finite, values, 0.0)
+    if scale == "each":
+        low = np.where(finite, values, np.inf).min(axis=(1, 2, 3), keepdims=True)
+        high = np.where(finite, values, -np.inf).max(axis=(1, 2, 3), keepdims=True)
+    else:
+        high = np.abs(clean).max() * np.ones((1, 1, 1, 1))
+        low = -high
+    span = high - low
+    flat = ~(span > 0) | ~np.isfinite(span)
+    unit = np.where(flat, 0.5, (clean - np.where(flat, 0.0, low)) / np.where(flat, 1.0, span))
+    return np.where(finite, np.round(np.clip(unit, 0, 1) * 255), 0).astype(np.uint8)
+
+
+def filter_grid(
+    weight: Any,
+    *,
+    previous: Any = None,
+    scale: str = "each",
+    numbers: bool = False,
+    title: str = "",
+    subtitle: str = "",
+    max_filters: int | None = None,
+    max_inputs: int | None = None,
+    max_size: int = 1000,
+) -> NDArray[np.uint8]:
+    """Draws the filters of a layer.
+
+    Three input channels give RGB tiles, one gives grey tiles. Any other number gives one row per output
+    filter with its kernels for the input channels side by side. 1 x 1 kernels, and linear layers, give a
+    matrix in diverging colours. Where not all fits, the first ones are shown and a line under the title says
+    so.
+
+    Args:
+        weight: (K, C, h, w), or (K, C).
+        previous: Weights of the same shape at an earlier time. The picture then shows `weight - previous` on
+            one symmetrical scale: RGB tiles with mid-grey for no change, diverging colours for the others.
+        scale: `each` or `shared`, see `filter_tiles`; without effect on a matrix or a change.
+        numbers: Whether to write the index above every tile that is wide enough.
+        title: One line.
+        subtitle: How to read the picture.
+        max_filters: Bound on the output filters shown; None shows as many as fit.
+        max_inputs: Bound on the input channels shown; None shows as many as fit, at most 32.
+        max_size: Bound on both sides, px.
+
+    Returns:
+        (H, W, 3).
+    """
+    values = _checked(weight)
+    for name, bound in (("max_filters", max_filters), ("max_inputs", max_inputs)):
+        if bound is not None and bound < 1:
+            raise UsageError(f"{name} must be at least 1, got {bound}.")
+    if scale not in _SCALES:
+        raise UsageError(f"scale must be 'each' or 'shared', got {scale!r}.")
+    change = previous is not None
+    if change:
+        before = _checked(previous)
+        if before.shape != values.shape:
+            raise UsageError(f"previous has the shape {before.shape}, weight has {values.shape}.")
+        values = values - before
+    magnitude = np.abs(values[np.isfinite(values)])
+    bound = float(magnitude.max()) if magnitude.size else 0.0
+    filters, channels, height, width = values.shape
+    matrix = height == width == 1
+    bar = None
+    if matrix or (change and channels != 3):
+        bar = ColorBar("diverging", -bound, bound, "change" if change else "weight")
+
+    def page(note: str) -> Page:
+        # After a full sentence follows another one.
+        link = " " if subtitle.rstrip().endswith((".", "!", "?")) else " · "
+        return Page(title, link.join(text for text in (subtitle, note) if text), bar, max_size)
+
+    # A note can cost a line, so that room is measured with one.
+    draft = page(_note(1000, 2000, 1000, 2000))
+    if matrix:
+        rows, columns = _matrix_part(draft, filters, channels, max_filters, max_inputs)
+        body = _matrix(draft, values[:rows, :columns, 0, 0], bound)
+    elif channels in (1, 3):
+        tiles = filter_tiles(values, scale="shared" if change else scale)
+        colors = np.repeat(tiles, 3, axis=1) if channels == 1 else tiles
+        pixels = np.ascontiguousarray(colors.transpose(0, 2, 3, 1))
+        if change and channels == 1:
+            pixels = colorize(values[:, 0], cmap="diverging", low=-bound, high=bound)
+        pixels[~np.isfinite(values).all(axis=1)] = hatch(1, 1)[0, 0]
+        rows, columns = min(filters, max_filters or filters), channels
+        body, rows = _grid(draft, pixels[:rows], numbers)
+    else:
+        if change:
+            cells = colorize(values, cmap="diverging", low=-bound, high=bound)
+        else:
+            cells = np.repeat(filter_tiles(values, scale=scale)[..., None], 3, axis=-1)
+        cells[~np.isfinite(values)] = hatch(1, 1)[0, 0]
+        rows = min(filters, max_filters or filters)
+        columns = min(channels, max_inputs or _MOST_INPUTS)
+        body, rows, columns = _rows(draft, cells[:rows, :columns])
+    return page(_note(rows, filters, columns, channels)).finish(body)
+
+
+def _checked(weight: Any) -> NDArray[np.float64]:
+    values = to_numpy(weight)
+    if values.ndim == 2:
+        values = values[..., None, None]
+    if values.ndim != 4 or not values.size:
+        raise UsageError(f"Filters must have the shape (K, C, h, w) or (K, C), got {values.shape}.")
+    return values
+
+
+def _note(rows: int, filters: int, columns: int, channels: int) -> str:
+    parts = []
+    if rows < filters:
+        parts.append(f"{rows} of {filters} filters")
+    if columns < channels:
+        parts.append(f"{columns} of {channels} inputs")
+    return f"Shown: the first {' × '.join(parts)}." if parts else ""
+
+
+def _separator(tile: int) -> int:
+    return 1 if tile < 32 else 2 if tile < 80 else 4
+
+
+def _largest_factor(fits: Callable[[int], bool], most: int) -> int:
+    """The largest whole factor, 1 to `most`, that fits; 0 if none does."""
+    return next((factor for factor in range(max(1, most), 0, -1) if fits(factor)), 0)
+
+
+def _grid(page: Page, pixels: NDArray[np.uint8], numbers: bool) -> tuple[Image.Image, int]:
+    """Tiles (n, h, w, 3) on a grid, as large as the room allows; returns the picture and their number."""
+    count, height, width = pixels.shape[:3]
+    px, (room_width, room_height) = page.px, page.room
+    label = px(20) if numbers else 0
+
+    def across(factor: int) -> int:
+        gap = _separator(width * factor)
+        return (room_width + gap) // (width * factor + gap)
+
+    def down(factor: int) -> int:
+        gap = _separator(width * factor)
+        return (room_height + gap) // (height * factor + gap + label)
+
+    most = px(_LARGEST_TILE) // max(height, width)
+    factor = _largest_factor(lambda f: across(f) * down(f) >= count, most)
+    if not factor or factor * max(height, width) < px(_LEAST_TILE):
+        # Too many to be seen at all: fewer, but legible ones.
+        factor = min(max(1, -(-px(_LEAST_TILE) // max(height, width))), max(1, most))
+    count = max(1, min(count, across(factor) * down(factor)))
+    gap = _separator(width * factor)
+    pitch_x, pitch_y = width * factor + gap, height * factor + gap + label
+    # Among the widths with this tile size, the one closest to a landscape page with a full last row.
+    fitting = [c for c in range(1, max(1, across(factor)) + 1) if -(-count // c) <= max(1, down(factor))]
+    columns = min(fitting or [1], key=lambda c: _shape_cost(c * pitch_x, -(-count // c) * pitch_y, count, c))
+    rows = -(-count // columns)
+    canvas = Canvas(columns * pitch_x - gap, rows * pitch_y - gap)
+    large = pixels[:count].repeat(factor, axis=1).repeat(factor, axis=2)
+    for i, tile in enumerate(large):
+        x, y = (i % columns) * pitch_x, (i // columns) * pitch_y
+        if numbers and width * factor >= px(26):
+            canvas.text(x, y + label - px(5), str(i), px(SMALL), color=MUTED, width=width * factor + gap)
+        canvas.paste(tile, x, y + label)
+    return canvas.image, count
+
+
+def _shape_cost(width: float, height: float, count: int, columns: int) -> float:
+    empty = (-count) % columns / columns
+    return abs(float(np.log(width / height / 1.5))) + 0.4 * empty
+
+
+def _rows(page: Page, cells: NDArray[np.uint8]) -> tuple[Image.Image, int, int]:
+    """One row of kernels per output filter; cells (n, c, h, w, 3). Returns the picture, rows and inputs."""
+    filters, channels, height, width = cells.shape[:4]
+    px, (room_width, room_height) = page.px, page.room
+    # Kernels have few pixels of any grey, so that a hairline between them would be lost.
+    heading, gap, row_gap, block_gap = px(28), px(3), px(9), px(32)
+    label = int(measure(str(filters - 1), px(SMALL))) + px(14)
+
+    def rows_at(factor: int) -> int:
+        return (room_height - heading + row_gap) // (height * factor + row_gap)
+
+    def blocks_at(factor: int, columns: int) -> int:
+        return (room_width + block_gap) // (label + columns * (width * factor + gap) - gap + block_gap)
+
+    least = max(1, -(-px(_LEAST_KERNEL) // max(height, width)))
+    most = max(least, px(84) // max(height, width))
+    factor = max(least, _largest_factor(lambda f: rows_at(f) * blocks_at(f, channels) >= filters, most))
+    channels = max(1, min(channels, (room_width - label + gap) // (width * factor + gap)))
+    filters = max(1, min(filters, max(1, rows_at(factor)) * max(1, blocks_at(factor, channels))))
+    blocks = min(max(1, blocks_at(factor, channels)), filters)
+    deep = -(-filters // blocks)
+    # Fewer, fuller blocks if the last one would stay empty.
+    blocks = -(-filters // deep)
+    pitch = width * factor + gap
+    block_width = label + channels * pitch - gap
+    row_height = height * factor + row_gap
+    canvas = Canvas(blocks * (block_width + block_gap) - block_gap, heading + deep * row_height - row_gap)
+    for block in range(blocks):
+        left = block * (block_width + block_gap) + label
+        canvas.text(left, px(15), "input channels →", px(SMALL), color=MUTED, width=block_width - label)
+    large = cells[:filters, :channels].repeat(factor, axis=2).repeat(factor, axis=3)
+    for i, kernels in enumerate(large):
+        left, top = (i // deep) * (block_width + block_gap), heading + (i % deep) * row_height
+        middle = top + height * factor / 2 + px(6)
+        canvas.text(left + label - px(10), middle, str(i), px(SMALL), color=MUTED, align="right")
+        for j, kernel in enumerate(kernels):
+            canvas.paste(kernel, left + label + j * pitch, top)
+    return canvas.image, filters, channels
+
+
+def _matrix_part(
+    page: Page, filters: int, channels: int, max_filters: int | None, max_inputs: int | None
+) -> tuple[int, int]:
+    # Below three pixels a weight can't be seen.
+    width, height = page.room[0] - page.px(34), page.room[1] - page.px(28)
+    rows = min(filters, max_filters or filters, height // 3)
+    return rows, min(channels, max_inputs or channels, width // 3)
+
+
+def _matrix(page: Page, values: NDArray[np.float64], bound: float) -> Image.Image:
+    """A heat map, output filters downwards."""
+    px, (room_width, room_height) = page.px, page.room
+    left, top = px(34), px(28)
+    factor = min((room_width - left) // values.shape[1], (room_height - top) // values.shape[0], px(40))
+    colors = colorize(values, cmap="diverging", low=-bound, high=bound)
+    large = colors.repeat(max(1, factor), axis=0).repeat(max(1, factor), axis=1)
+    canvas = Canvas(left + large.shape[1], top + large.shape[0])
+    canvas.text(left, px(15), "input channels →", px(SMALL), color=MUTED, width=large.shape[1])
+    canvas.paste(large, left, top)
+    canvas.frame(left - 1, top - 1, large.shape[1] + 2, large.shape[0] + 2, RULE)
+    side = Canvas(large.shape[0], px(24))
+    side.text(
+        large.shape[0],
+        px(15),
+        "← output filters",
+        px(SMALL),
+        color=MUTED,
+        width=large.shape[0],
+        align="right",
+    )
+    canvas.paste(side.image.transpose(Image.Transpose.ROTATE_90), 0, top)
+    return canvas.image

@@ -1,0 +1,116 @@
+"""Where pictures go: TensorBoard first, then any Lightning logger that takes images, or PNG files."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers.logger import DummyLogger
+from PIL import Image
+from torch import Tensor
+
+SPRITE_LIMIT = 8192  # pixels along a side of the projector's sprite sheet; beyond it nothing is drawn
+
+
+class Writer:
+    """Writes pictures, numbers and embeddings to all loggers of a run.
+
+    TensorBoard, Weights & Biases and MLflow get images in their own way, and so does any logger with a method
+    `log_image(key, images, step)`. A logger that only takes numbers (CSV) gets PNG files beside its own.
+
+    Args:
+        loggers: Loggers of the trainer; none means that nothing is written.
+        folder: Also writes PNG files here.
+    """
+
+    def __init__(self, loggers: Sequence[Logger], folder: str | Path | None = None) -> None:
+        self.loggers = [logger for logger in loggers if not isinstance(logger, DummyLogger)]
+        self.folder = None if folder is None else Path(folder)
+
+    @property
+    def active(self) -> bool:
+        """Whether anything is written at all."""
+        return bool(self.loggers) or self.folder is not None
+
+    def picture(self, tag: str, picture: np.ndarray, step: int) -> None:
+        """Writes one picture.
+
+        Args:
+            tag: `<visualization>/<layer or variant>`.
+            picture: uint8 (H, W, 3).
+            step: The trainer's global step.
+        """
+        for logger in self.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_image(tag, picture, step, dataformats="HWC")
+            elif isinstance(logger, WandbLogger):
+                logger.log_image(tag, [Image.fromarray(picture)], step=step)
+            elif isinstance(logger, MLFlowLogger):
+                logger.experiment.log_image(logger.run_id, picture, key=tag, step=step, synchronous=True)
+            elif callable(getattr(logger, "log_image", None)):
+                logger.log_image(tag, [picture], step=step)
+            else:
+                save_png(_folder_beside(logger), tag, picture, step)
+        if self.folder is not None:
+            save_png(self.folder, tag, picture, step)
+
+    def scalars(self, values: dict[str, float], step: int) -> None:
+        """Writes numbers by tag."""
+        for logger in self.loggers:
+            logger.log_metrics(values, step=step)
+
+    def embedding(
+        self,
+        tag: str,
+        features: Tensor,
+        names: Sequence[str],
+        thumbnails: Tensor,
+        step: int,
+    ) -> None:
+        """Writes features for TensorBoard's projector, with thumbnails; other loggers have none.
+
+        Args:
+            tag: Name in the projector.
+            features: (N, D).
+            names: Class name of each sample.
+            thumbnails: uint8 (N, C, h, w); made smaller where the sprite sheet would pass the projector's limit.
+            step: The trainer's global step.
+        """
+        # Two columns, because a header over a single one breaks the projector; tabs and newlines would split fields.
+        rows = [[" ".join(name.split()) or "-", str(i)] for i, name in enumerate(names)]
+        sprites = thumbnails.float() / 255
+        sprites = sprites.expand(-1, 3, -1, -1) if sprites.shape[1] == 1 else sprites[:, :3]
+        limit = SPRITE_LIMIT // math.ceil(math.sqrt(len(sprites)))
+        if max(sprites.shape[-2:]) > limit:
+            sprites = torch.nn.functional.interpolate(sprites, size=(limit, limit), mode="area")
+        for logger in self.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_embedding(
+                    features.cpu(), rows, sprites.cpu(), step, tag=tag, metadata_header=["class", "sample"]
+                )
+
+    def flush(self) -> None:
+        """Makes what TensorBoard got visible at once."""
+        for logger in self.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.flush()
+
+
+def save_png(folder: Path, tag: str, picture: np.ndarray, step: int) -> Path:
+    """Writes `<folder>/<tag>/step_<step>.png`, whole or not at all, and returns its path."""
+    path = folder / tag / f"step_{step:08d}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    Image.fromarray(picture).save(partial, format="png")
+    partial.replace(path)
+    return path
+
+
+def _folder_beside(logger: Any) -> Path:
+    folder = getattr(logger, "log_dir", None) if isinstance(logger, CSVLogger) or hasattr(logger, "log_dir") else None
+    return Path(folder or logger.save_dir or ".") / "pictures"
