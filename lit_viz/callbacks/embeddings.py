@@ -1,0 +1,288 @@
+"""Features of the validation data in the plane: PCA, t-SNE, maps of thumbnails, TensorBoard's projector."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+from torch.nn import functional as F
+
+from lit_viz import draw, functional
+from lit_viz.background import EmbeddingWorker
+from lit_viz.callbacks.base import Look
+from lit_viz.callbacks.collecting import Batch, CollectingCallback, Tap
+from lit_viz.errors import UsageError
+from lit_viz.layers import as_maps, capture, find_layer, head_of
+from lit_viz.pixels import PixelSpace
+from lit_viz.probing import dataloader
+from lit_viz.state import Accumulator, FeatureBank, Features
+from lit_viz.writer import Writer
+
+READ = "Each point is a validation image, placed by its features in {layer}. Images that the network holds for alike lie close."
+
+
+class Embeddings(CollectingCallback):
+    """Where the validation images lie in feature space (the lecture's t-SNE; van der Maaten & Hinton 2008).
+
+    t-SNE runs in a low-priority process beside training; each embedding starts from the one before, so that the
+    picture moves smoothly from epoch to epoch. Pictures are logged at the step whose features they show, when they
+    are ready, and the last ones before `fit` returns.
+
+    Tags: `embeddings/<layer>` (PCA and t-SNE), `embeddings/<layer>/map` and `embeddings/<layer>/grid` (thumbnails), and
+    an entry in the projector at the end.
+
+    Args:
+        layer: Dotted name of a layer whose output to show; by default the input of the classifier head. Maps are
+            averaged over places, tokens over tokens.
+        methods: "pca", "tsne" or both.
+        max_samples: How many validation images, evenly spaced over the data set.
+        perplexity: Of t-SNE: effective number of neighbours.
+        projector: Also write an entry for TensorBoard's projector, at the end.
+        thumbnails: Draw the map and the grid of thumbnails.
+        thumbnail_size: Side of a thumbnail in pixels.
+        patience: Seconds to wait at the end for embeddings that are still being computed.
+        **kwargs: See `VisualizationCallback`.
+    """
+
+    tag = "embeddings"
+
+    def __init__(
+        self,
+        layer: str | None = None,
+        *,
+        methods: Sequence[Literal["pca", "tsne"]] = ("pca", "tsne"),
+        max_samples: int = 1000,
+        perplexity: float = 30.0,
+        projector: bool = True,
+        thumbnails: bool = True,
+        thumbnail_size: int = 48,
+        patience: float = 600.0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        unknown = set(methods) - {"pca", "tsne"}
+        if unknown or not methods:
+            raise UsageError(f"methods are 'pca' and 'tsne', not {sorted(unknown) or 'none'}.")
+        if max_samples < 5:
+            raise UsageError(f"max_samples must be at least 5, got {max_samples}.")
+        self.layer, self.methods, self.max_samples = layer, tuple(methods), max_samples
+        self.perplexity, self.projector, self.thumbnails = perplexity, projector, thumbnails
+        self.thumbnail_size, self.patience = thumbnail_size, patience
+        self.features: Features | None = None
+        self.points: dict[str, Tensor] = {}
+        self._tapped: tuple[str, Literal["output", "input"]] = ("", "output")
+        self._dimensions = 0
+        self._bank: FeatureBank | None = None
+        self._wanted: Tensor | None = None
+        self._pixels = PixelSpace()
+        self._class_names: list[str] | None = None
+        self._samples: Tensor | None = None
+        self._worker: EmbeddingWorker | None = None
+
+    def layer_names(self) -> Sequence[str]:
+        return [self.layer] if self.layer else ()
+
+    def check(self, look: Look) -> None:
+        def run() -> Any:
+            with torch.no_grad():
+                return look.model(look.images)
+
+        if self.layer is None:
+            self._tapped = head_of(look.model, run, look.scores.shape[1]), "input"
+        else:
+            self._tapped = find_layer(look.model, self.layer)[0], "output"
+        with capture(look.model, [self._tapped[0]], where=self._tapped[1], reduce=_vectors) as values:
+            run()
+        (calls,) = values.values()
+        if not calls:
+            raise UsageError(f"layer '{self._tapped[0]}' takes no part in the forward pass, so it has no features.")
+        self._dimensions = calls[0].shape[1]
+        self._pixels, self._class_names = look.pixels, look.class_names
+
+    def begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert self._probe is not None
+        channels, height, width = self._probe.images.shape[1:]
+        scale = self.thumbnail_size / max(height, width)
+        size = (channels, max(1, round(height * scale)), max(1, round(width * scale)))
+        self._bank = FeatureBank(self.max_samples, self._dimensions, size).to(pl_module.device)
+        self._wanted = None
+        try:
+            length = len(getattr(dataloader(trainer, self.dataloader_idx), "dataset", ()))
+        except TypeError:
+            length = 0
+        if length > self.max_samples:
+            spaced = torch.linspace(0, length - 1, self.max_samples).round().long()
+            self._wanted = torch.zeros(length, dtype=torch.bool).index_fill(0, spaced, True)
+
+    def taps(self) -> Sequence[Tap]:
+        return [Tap(*self._tapped, lambda values: _vectors(values).clone())]
+
+    def update(self, batch: Batch, values: Sequence[Any]) -> None:
+        assert self._bank is not None and self.indices is not None
+        keep = torch.ones(len(batch.images), dtype=torch.bool)
+        if self._wanted is not None and self.indices.exact:
+            keep = self._wanted[batch.samples.cpu()]
+        keep = keep.to(batch.images.device)
+        if not keep.any():
+            return
+        small = F.interpolate(batch.images[keep].float(), size=self._bank.thumbnails.shape[-2:], mode="area")
+        colors = (self._pixels.to_color(small) * 255).round().to(torch.uint8)
+        labels = batch.labels if batch.labels is not None else torch.full_like(batch.samples, -1)
+        self._bank.update(values[0][keep], labels[keep], batch.samples[keep], colors)
+
+    def metrics(self) -> dict[str, Accumulator]:
+        assert self._bank is not None
+        return {"features": self._bank}
+
+    def finish(self, results: dict[str, Any]) -> None:
+        found: Features = results["features"]
+        count = self.max_samples
+        self.features = Features(
+            found.values[:count].cpu(),
+            found.labels[:count].cpu(),
+            found.samples[:count].cpu(),
+            found.thumbnails[:count].cpu(),
+        )
+        if self._samples is None or not torch.equal(self._samples, self.features.samples):
+            # Other samples than last time: there is nothing to align with.
+            self._samples, self.points = self.features.samples, {}
+            if self._worker is not None:
+                self._worker.last = None
+
+    def visualize(self, look: Look) -> Mapping[str, np.ndarray]:
+        features, trainer = self.features, look.model.trainer
+        if features is None or not trainer.is_global_zero:
+            return {}
+        points = functional.pca(features.values).points
+        if "pca" in self.points:
+            points = functional.align_signs(points, self.points["pca"])
+        self.points["pca"] = points
+        frame = _Frame(self._tapped[0], features, look.class_names, look.step, look.when, self._notes())
+        if "tsne" not in self.methods or len(features.values) < 5:
+            return self._pictures(frame, {"PCA": points})
+
+        def arguments(last: np.ndarray | None) -> dict[str, Any]:
+            return {"features": features.values.numpy(), "perplexity": self.perplexity, "init": last, "seed": self.seed}
+
+        def done(embedded: np.ndarray) -> None:
+            self.points["tsne"] = torch.from_numpy(embedded)
+            shown = {"PCA": points} if "pca" in self.methods else {}
+            self.write(trainer, self._pictures(frame, {**shown, "t-SNE": self.points["tsne"]}), frame.step)
+
+        if self._worker is None:
+            self._worker = EmbeddingWorker()
+            self._worker.last = self.points["tsne"].numpy() if "tsne" in self.points else None
+        self._worker.submit(arguments, done)
+        return {}
+
+    def _notes(self) -> str:
+        assert self.indices is not None
+        return "" if self.indices.exact else " Samples are counted as seen: their order in the data set is unknown."
+
+    def _pictures(self, frame: _Frame, points: dict[str, Tensor]) -> dict[str, np.ndarray]:
+        labels = frame.features.labels if bool((frame.features.labels >= 0).any()) else None
+        names = frame.class_names
+        if labels is not None and names is not None and int(labels.max()) >= len(names):
+            names = None
+        common: dict[str, Any] = {"labels": labels, "class_names": names}
+        read = f"{READ.format(layer=frame.layer)}{frame.notes}"
+        count = len(frame.features.values)
+        out = {
+            frame.layer: draw.scatter_panels(
+                [draw.Panel(p, name) for name, p in points.items()],
+                title=f"Embedding of {count} images · {frame.when}",
+                subtitle=read,
+                **common,
+            )
+        }
+        if self.thumbnails:
+            kind, place = list(points.items())[-1]
+            thumbnails = draw.to_uint8(frame.features.thumbnails.float() / 255)
+            out[f"{frame.layer}/map"] = draw.thumbnail_map(
+                place, thumbnails, title=f"Validation images at their {kind} places · {frame.when}", subtitle=read, **common
+            )
+            out[f"{frame.layer}/grid"] = draw.thumbnail_grid(
+                place, thumbnails, title=f"Validation images by {kind}, on a grid · {frame.when}", subtitle=read, **common
+            )
+        return out
+
+    # Background work is handed over at every batch, and waited for at the end alone.
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.attempt(trainer, self._poll, "embed")
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._end(trainer, pl_module)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn != "fit":
+            self._end(trainer, pl_module)
+
+    on_test_end = on_validation_end
+
+    def _poll(self) -> None:
+        if self._worker is not None:
+            self._worker.poll()
+
+    def _end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        def wait() -> None:
+            if self._worker is not None:
+                self._worker.finish(self.patience)
+
+        self.attempt(trainer, wait, "finish t-SNE")
+        self.attempt(trainer, lambda: self._project(trainer, pl_module), "write the projector")
+
+    def _project(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self.projector or self.features is None or not trainer.is_global_zero:
+            return
+        look_names = self._class_names
+        names = [look_names[i] if look_names and 0 <= i < len(look_names) else str(i) for i in self.features.labels.tolist()]
+        writer = Writer(trainer.loggers)
+        writer.embedding(
+            f"{self.name}/{self._tapped[0]}", self.features.values, names, self.features.thumbnails, trainer.global_step
+        )
+        writer.flush()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        super().on_exception(trainer, pl_module, exception)
+        self._close()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().teardown(trainer, pl_module, stage)
+        self._close()
+
+    def _close(self) -> None:
+        if self._worker is not None:
+            self._worker.close()
+            self._worker = None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {} if self._samples is None else {"samples": self._samples, "points": dict(self.points)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._samples = state_dict.get("samples")
+        self.points = dict(state_dict.get("points", {}))
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """What a picture of an embedding says besides the points; kept while t-SNE is computed."""
+
+    layer: str
+    features: Features
+    class_names: list[str] | None
+    step: int
+    when: str
+    notes: str
+
+
+def _vectors(values: Tensor) -> Tensor:
+    """One float32 vector for each image: maps are averaged over places, tokens over tokens."""
+    return values.float() if values.dim() == 2 else as_maps(values).float().mean(dim=(2, 3))

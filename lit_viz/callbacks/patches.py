@@ -1,0 +1,223 @@
+"""Maximally activating patches of the units of chosen layers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+from torch.nn import functional as F
+
+from lit_viz import draw, functional
+from lit_viz.callbacks.base import Look
+from lit_viz.callbacks.collecting import Batch, CollectingCallback, Tap
+from lit_viz.errors import UsageError
+from lit_viz.functional import ReceptiveField, TopResponses
+from lit_viz.layers import as_maps, convolutions, find_layer
+from lit_viz.pixels import PixelSpace
+from lit_viz.state import Accumulator, Patches, TopK
+
+LARGEST = 112  # px along a side of a kept patch; larger receptive fields are reduced
+ROWS = 16  # channels on one picture
+
+
+class MaxActivatingPatches(CollectingCallback):
+    """The image patches that excite a unit most, over the whole validation set (the lecture's conv5 figure).
+
+    For each channel of a layer the k strongest responses are kept, at most one per image, and the patch shown is what
+    the unit saw: its exact receptive field, see `functional.receptive_field`. Where that is the whole image (vision
+    transformers, layers behind squeeze-and-excitation) the picture says so. Responses are kept for all channels, in
+    O(channels × k) memory, and patches for those shown; both go into checkpoints.
+
+    Tag: `patches/<layer>`, with more pages where there are many channels.
+
+    Args:
+        layers: Dotted names; by default four convolutions spread over the depth of the network.
+        channels: How many channels to show of each layer, evenly spaced; or which; or "all".
+        k: How many patches for each channel.
+        **kwargs: See `CollectingCallback`.
+    """
+
+    tag = "patches"
+
+    def __init__(
+        self,
+        layers: str | Sequence[str] | None = None,
+        *,
+        channels: int | Sequence[int] | Literal["all"] = 8,
+        k: int = 9,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if k < 1:
+            raise UsageError(f"k must be at least 1, got {k}.")
+        if isinstance(channels, int) and channels < 1:
+            raise UsageError(f"channels must be at least 1, got {channels}; for one channel give a list: [{channels}].")
+        self.layers = [layers] if isinstance(layers, str) else layers
+        self.channels, self.k = channels, k
+        self.results: dict[str, Patches] = {}
+        self._fields: dict[str, ReceptiveField] = {}
+        self._metrics: dict[str, TopK] = {}
+        self._pixels = PixelSpace()
+        self._size = (0, 0)
+
+    def layer_names(self) -> Sequence[str]:
+        return self.layers or ()
+
+    def check(self, look: Look) -> None:
+        names = self.layers or _spread(list(convolutions(look.model)))
+        names = [find_layer(look.model, name)[0] for name in names]
+        self._size = (look.images.shape[2], look.images.shape[3])
+        self._pixels = look.pixels
+        self._fields = functional.receptive_field(look.model, look.images[:1], names)
+        for name, field in self._fields.items():
+            self._shown(name, field.shape[0])
+
+    def begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert self._probe is not None
+        colors = self._probe.images.shape[1]
+        for name, field in self._fields.items():
+            count = field.shape[0]
+            metric = TopK(count, self.k, self._shown(name, count), (colors, *_kept_size(field)))
+            self._metrics[name] = metric.to(pl_module.device)
+
+    def taps(self) -> Sequence[Tap]:
+        samples = self.current.samples
+
+        def tap(name: str) -> Tap:
+            metric = self._metrics[name]
+
+            def reduce(values: Tensor) -> TopResponses:
+                maps = as_maps(values, image_size=self._size)
+                return functional.strongest(maps, samples, metric.floor, k=self.k)
+
+            return Tap(name, "output", reduce)
+
+        return [tap(name) for name in self._metrics]
+
+    def update(self, batch: Batch, values: Sequence[Any]) -> None:
+        for name, responses in zip(self._metrics, values, strict=True):
+            def cut(
+                channels: Tensor, samples: Tensor, places: Tensor, field: ReceptiveField = self._fields[name]
+            ) -> tuple[Tensor, Tensor]:
+                which = (samples[:, None] == batch.samples[None]).int().argmax(dim=1)
+                return _patches(batch.images, which, field, channels.cpu(), places.cpu(), self._pixels)
+
+            self._metrics[name].update(responses, cut)
+
+    def metrics(self) -> dict[str, Accumulator]:
+        return dict(self._metrics)
+
+    def finish(self, results: dict[str, Any]) -> None:
+        self.results = {name: _on_cpu(result) for name, result in results.items()}
+        self._metrics = {}
+
+    def visualize(self, look: Look) -> Mapping[str, np.ndarray]:
+        pictures = {}
+        for name, result in self.results.items():
+            rows = [self._row(result, i, int(channel)) for i, channel in enumerate(result.shown)]
+            pages = [rows[i : i + ROWS] for i in range(0, len(rows), ROWS)]
+            for number, page in enumerate(pages, start=1):
+                pictures[name if number == 1 else f"{name}/page {number}"] = draw.patch_sheet(
+                    page, title=f"Patches that excite {name} most · {look.when}", subtitle=self._read(name, result)
+                )
+        return pictures
+
+    def _row(self, result: Patches, index: int, channel: int) -> draw.PatchRow:
+        values = result.top.values[channel]
+        seen = int((result.top.samples[channel] >= 0).sum())
+        return draw.PatchRow(
+            f"ch {channel}",
+            draw.to_uint8(result.images[index, :seen].float() / 255) if seen else [],
+            [f"{v:.2g}" for v in values[:seen].tolist()],
+            result.inside[index, :seen].numpy(),
+            "" if seen else "nothing but NaN",
+        )
+
+    def _read(self, name: str, result: Patches) -> str:
+        field = self._fields[name]
+        if field.is_global:
+            what = "Its units see the whole image, which is what each patch is"
+        else:
+            what = f"Each patch is the {field.size[0]} × {field.size[1]} px that the unit sees"
+        channels = len(result.top.values)
+        shown = f"{len(result.shown)} of {channels} channels" if len(result.shown) < channels else f"{channels} channels"
+        counted = "" if self.indices is None or self.indices.exact else " Samples are counted as seen."
+        inexact = f" Receptive field widened at {', '.join(field.approximations)}." if field.approximations else ""
+        return f"{shown}, strongest response first, one per image. {what}.{counted}{inexact}"
+
+    def _shown(self, name: str, channels: int) -> Tensor:
+        if self.channels == "all":
+            return torch.arange(channels)
+        if isinstance(self.channels, int):
+            count = min(self.channels, channels)
+            return torch.linspace(0, channels - 1, count).round().long()
+        wanted = torch.tensor(list(self.channels), dtype=torch.int64)
+        if len(wanted) == 0 or int(wanted.min()) < 0 or int(wanted.max()) >= channels:
+            raise UsageError(f"layer '{name}' has channels 0 to {channels - 1}; {list(self.channels)} was asked for.")
+        return wanted
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            name: {**asdict(r.top), "shown": r.shown, "images": r.images, "inside": r.inside}
+            for name, r in self.results.items()
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        top = [f.name for f in fields(TopResponses)]
+        self.results = {
+            name: Patches(TopResponses(*(s[f] for f in top)), s["shown"], s["images"], s["inside"])
+            for name, s in state_dict.items()
+        }
+
+
+def _spread(names: list[str], most: int = 4) -> list[str]:
+    """Up to `most` of the names, evenly spaced, first and last among them."""
+    if not names:
+        raise UsageError("the model has no 2-d convolution; name the layers to look at.")
+    picks = np.unique(np.linspace(0, len(names) - 1, min(most, len(names))).round().astype(int))
+    return [names[i] for i in picks]
+
+
+def _window(field: ReceptiveField) -> tuple[int, int]:
+    """What is cut out for a unit: its frame, or the whole image along an axis that the frame is larger than."""
+    return min(field.size[0], field.image_size[0]), min(field.size[1], field.image_size[1])
+
+
+def _kept_size(field: ReceptiveField) -> tuple[int, int]:
+    height, width = _window(field)
+    scale = min(1.0, LARGEST / max(height, width))
+    return max(1, round(height * scale)), max(1, round(width * scale))
+
+
+def _patches(
+    images: Tensor, which: Tensor, field: ReceptiveField, channels: Tensor, places: Tensor, pixels: PixelSpace
+) -> tuple[Tensor, Tensor]:
+    """What units saw: uint8 (M, C, h, w) of the kept size, and (M, h, w) bool, true where they saw something."""
+    rows, columns = places // field.shape[2], places % field.shape[2]
+    window = _window(field)
+    boxes = field.boxes(channels, rows, columns)
+    origins = field.frames(channels, rows, columns)[:, :2]
+    for axis in (0, 1):
+        if field.size[axis] >= field.image_size[axis]:
+            origins[:, axis] = 0
+    patches, _ = functional.cut(images, which, origins.to(images.device), window)
+    y, x = (origins[:, a, None] + torch.arange(window[a]) for a in (0, 1))
+    seen_y = (y >= boxes[:, 0, None]) & (y < boxes[:, 2, None])
+    seen_x = (x >= boxes[:, 1, None]) & (x < boxes[:, 3, None])
+    seen = (seen_y[:, :, None] & seen_x[:, None, :]).to(images.device)
+    colors = pixels.to_color(patches)
+    size = _kept_size(field)
+    if size != window:
+        colors = F.interpolate(colors, size=size, mode="area")
+        seen = F.interpolate(seen[:, None].float(), size=size, mode="area")[:, 0] > 0.5
+    return (colors * 255).round().to(torch.uint8), seen
+
+
+def _on_cpu(result: Patches) -> Patches:
+    top = TopResponses(*(getattr(result.top, f.name).cpu() for f in fields(TopResponses)))
+    return Patches(top, result.shown.cpu(), result.images.cpu(), result.inside.cpu())

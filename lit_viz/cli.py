@@ -1,0 +1,164 @@
+"""The command line: `train.py` in a checkout, `lit-viz` where the package is installed."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger
+
+# Importing them is what makes short class names work: `--trainer.callbacks+=Saliency`, `class_path: Photographs`.
+import lit_viz.callbacks
+import lit_viz.data
+import lit_viz.modules  # noqa: F401
+from lit_viz.callbacks import VisualizationCallback
+from lit_viz.errors import UsageError
+from lit_viz.functional import format_layer_table, layer_table
+from lit_viz.probing import split_batch
+
+CONFIG_FOLDERS = (Path(__file__).parent / "configs", Path(__file__).parent.parent / "configs")
+
+
+class LitVizTrainer(Trainer):
+    """Lightning's trainer, which can also list a model's layers."""
+
+    def layers(
+        self,
+        model: LightningModule,
+        datamodule: LightningDataModule | None = None,
+        image_size: int | list[int] | None = None,
+        containers: bool = False,
+    ) -> None:
+        """Lists a model's layers: name, output shape, receptive field, parameters.
+
+        Args:
+            model: The model.
+            datamodule: Its data, to know the size of an image.
+            image_size: Height and width of an image, or its side, instead.
+            containers: Also list layers that hold other layers.
+        """
+        if image_size is not None:
+            height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+            channels = next(model.parameters()).shape[1]
+            image = torch.zeros(1, channels, height, width)
+        elif datamodule is not None:
+            datamodule.prepare_data()
+            datamodule.setup("validate")
+            dataset = datamodule.val_dataloader().dataset
+            image = split_batch(torch.utils.data.default_collate([dataset[0]]))[0]
+        else:
+            raise UsageError("give --data or --image_size, so that layers have a size to be listed with.")
+        print(format_layer_table(layer_table(model, image, containers=containers)))
+
+
+class LitVizCLI(LightningCLI):
+    """LightningCLI with TensorBoard on, numbers of classes and channels taken from the data, and a summary."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(
+            trainer_class=LitVizTrainer,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            seed_everything_default=0,
+            save_config_kwargs={"overwrite": True},
+            **kwargs,
+        )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        return {**LightningCLI.subcommands(), "layers": {"model", "datamodule"}}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.link_arguments("data.num_classes", "model.init_args.num_classes", apply_on="instantiate")
+        parser.link_arguments("data.in_channels", "model.init_args.in_channels", apply_on="instantiate")
+        logger = {
+            "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
+            "init_args": {"save_dir": "runs", "name": "", "default_hp_metric": False},
+        }
+        parser.set_defaults({"trainer.logger": logger})
+
+    def after_fit(self) -> None:
+        self._summarize()
+
+    def after_validate(self) -> None:
+        self._summarize()
+
+    def after_test(self) -> None:
+        self._summarize()
+
+    def _summarize(self) -> None:
+        if self.trainer.is_global_zero:
+            print(summary(self.trainer), flush=True)
+
+
+def summary(trainer: Trainer) -> str:
+    """What a run logged, what it cost, and the command that shows it."""
+    lines = []
+    callbacks = [c for c in trainer.callbacks if isinstance(c, VisualizationCallback)]
+    rows = [
+        (f"{tag}", f"{count} ×", f"{callback.seconds:6.1f} s" if i == 0 else "")
+        for callback in callbacks
+        for i, (tag, count) in enumerate(sorted(callback.written.items()))
+    ]
+    if rows:
+        width = max(len(tag) for tag, *_ in rows)
+        lines.append("\nPictures logged (and the time each visualization took):")
+        lines += [f"  {tag:<{width}}  {count:>6}  {seconds}" for tag, count, seconds in rows]
+    metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
+    if metrics:
+        lines.append("Metrics: " + ", ".join(f"{k} {v:.4g}" for k, v in sorted(metrics.items())))
+    checkpoint = getattr(trainer.checkpoint_callback, "best_model_path", "")
+    if checkpoint:
+        lines.append(f"Checkpoint: {_short(checkpoint)}")
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            lines.append("Look at them with:")
+            lines.append(f"  tensorboard --logdir {_short(logger.log_dir)} --samples_per_plugin images=1000")
+    return "\n".join(lines)
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Runs the command line.
+
+    Args:
+        args: Arguments, by default those of the process. A configuration that is no file here is looked for among
+            those that come with the package: `--config quickstart` works anywhere.
+    """
+    # Data that are embedded or small are faster without workers, and the advice is repeated for every loader.
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    try:
+        LitVizCLI(args=_with_known_configs(list(sys.argv[1:] if args is None else args)))
+    except UsageError as error:
+        # The message says it all; a traceback would hide it.
+        sys.exit(f"lit_viz: {error}")
+
+
+def _with_known_configs(args: list[str]) -> list[str]:
+    out = list(args)
+    for i, arg in enumerate(args):
+        name, separator, value = arg.partition("=")
+        if name in ("-c", "--config") and separator:
+            out[i] = f"{name}={_config(value)}"
+        elif i > 0 and args[i - 1] in ("-c", "--config"):
+            out[i] = _config(arg)
+    return out
+
+
+def _config(name: str) -> str:
+    if Path(name).exists():
+        return name
+    plain = name.removeprefix("configs/").removesuffix(".yaml")
+    found = [folder / f"{plain}.yaml" for folder in CONFIG_FOLDERS if (folder / f"{plain}.yaml").exists()]
+    return str(found[0]) if found else name
+
+
+def _short(path: str | Path) -> Path:
+    path = Path(path).resolve()
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
