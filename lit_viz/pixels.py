@@ -63,7 +63,7 @@ class PixelSpace:
                     f"{name} has {len(values)} values ({self.source}) but the images have {channels} channels; "
                     f"give one value, or one per channel."
                 )
-            out.append(torch.tensor(values, device=images.device).reshape(-1, 1, 1))
+            out.append(torch.tensor(values, device=images.device, dtype=torch.float32).reshape(-1, 1, 1))
         return out[0], out[1]
 
 

@@ -123,7 +123,7 @@ def load_probe(
         return None
     if length == 0:
         raise UsageError(f"the data set {type(dataset).__name__} is empty, so there is nothing to look at.")
-    indices = torch.linspace(0, length - 1, min(count, length)).round().long().tolist()
+    indices = evenly_spaced(length, min(count, length)).tolist()
     collate = getattr(loader, "collate_fn", None) or default_collate
     with isolated_rng(seed):
         batch = collate([dataset[i] for i in indices])
@@ -141,6 +141,16 @@ def probe_from_batch(
         images = images[:count].detach().to("cpu", copy=True)
         labels = None if labels is None else labels[:count].to("cpu", copy=True)
     return Probe(images, labels, names)
+
+
+def evenly_spaced(length: int, count: int) -> Tensor:
+    """`count` indices spread evenly over 0 … length − 1, int64.
+
+    >>> evenly_spaced(10, 4).tolist()
+    [0, 3, 6, 9]
+    """
+    # In float64 whatever the default is: it is bfloat16 inside a run of that precision.
+    return torch.linspace(0, length - 1, count, dtype=torch.float64).round().long()
 
 
 def dataloader(trainer: Trainer, index: int = 0) -> Any:

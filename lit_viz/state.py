@@ -182,7 +182,7 @@ class FeatureBank(Accumulator):
         self.capacity = capacity
         for name, value in (
             ("count", torch.zeros((), dtype=torch.int64)),
-            ("values", torch.zeros(capacity, dimensions)),
+            ("values", torch.zeros(capacity, dimensions, dtype=torch.float32)),
             ("labels", torch.full((capacity,), -1)),
             ("samples", torch.full((capacity,), -1)),
             ("thumbnails", torch.zeros(capacity, *thumbnail, dtype=torch.uint8)),

@@ -19,7 +19,7 @@ from lit_viz.callbacks.collecting import Batch, CollectingCallback, Tap
 from lit_viz.errors import UsageError
 from lit_viz.layers import as_maps, capture, find_layer, head_of
 from lit_viz.pixels import PixelSpace
-from lit_viz.probing import dataloader
+from lit_viz.probing import dataloader, evenly_spaced
 from lit_viz.state import Accumulator, FeatureBank, Features
 from lit_viz.writer import Writer
 
@@ -116,8 +116,9 @@ class Embeddings(CollectingCallback):
         except TypeError:
             length = 0
         if length > self.max_samples:
-            spaced = torch.linspace(0, length - 1, self.max_samples).round().long()
-            self._wanted = torch.zeros(length, dtype=torch.bool).index_fill(0, spaced, True)
+            self._wanted = torch.zeros(length, dtype=torch.bool).index_fill(
+                0, evenly_spaced(length, self.max_samples), True
+            )
 
     def taps(self) -> Sequence[Tap]:
         return [Tap(*self._tapped, lambda values: _vectors(values).clone())]

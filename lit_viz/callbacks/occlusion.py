@@ -101,7 +101,9 @@ class Occlusion(VisualizationCallback):
     def _cover(self, look: Look) -> Tensor | str:
         if self.baseline in ("mean", "blur", "noise"):
             return str(self.baseline)
-        color = torch.tensor(0.5 if self.baseline == "grey" else self.baseline, device=look.images.device)
+        color = torch.tensor(
+            0.5 if self.baseline == "grey" else self.baseline, dtype=torch.float32, device=look.images.device
+        )
         channels = look.images.shape[1]
         if color.numel() not in (1, channels):
             raise UsageError(f"baseline has {color.numel()} values, but the images have {channels} channels.")

@@ -19,6 +19,7 @@ from lit_viz.errors import UsageError
 from lit_viz.functional import ReceptiveField, TopResponses
 from lit_viz.layers import as_maps, convolutions, find_layer
 from lit_viz.pixels import PixelSpace
+from lit_viz.probing import evenly_spaced
 from lit_viz.state import Accumulator, Patches, TopK
 
 LARGEST = 112  # px along a side of a kept patch; larger receptive fields are reduced
@@ -155,7 +156,7 @@ class MaxActivatingPatches(CollectingCallback):
             return torch.arange(channels)
         if isinstance(self.channels, int):
             count = min(self.channels, channels)
-            return torch.linspace(0, channels - 1, count).round().long()
+            return evenly_spaced(channels, count)
         wanted = torch.tensor(list(self.channels), dtype=torch.int64)
         if len(wanted) == 0 or int(wanted.min()) < 0 or int(wanted.max()) >= channels:
             raise UsageError(f"layer '{name}' has channels 0 to {channels - 1}; {list(self.channels)} was asked for.")

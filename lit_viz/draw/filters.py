@@ -19,6 +19,7 @@ _LARGEST_TILE = 200
 _LEAST_TILE = 10
 _LEAST_KERNEL = 26
 _MOST_INPUTS = 32
+_ROW_GAP = 9
 
 
 def filter_tiles(weight: Any, *, scale: str = "each") -> NDArray[np.uint8]:
@@ -36,13 +37,22 @@ def filter_tiles(weight: Any, *, scale: str = "each") -> NDArray[np.uint8]:
     values = _checked(weight)
     if scale not in _SCALES:
         raise UsageError(f"scale must be 'each' or 'shared', got {scale!r}.")
+    return _stretched(values, _magnitude(values) if scale == "shared" else None)
+
+
+def _magnitude(values: NDArray[np.float64]) -> float:
+    return float(np.abs(values).max(initial=0.0, where=np.isfinite(values)))
+
+
+def _stretched(values: NDArray[np.float64], bound: float | None) -> NDArray[np.uint8]:
+    """Weights as pixels, over [-bound, bound] or, without a bound, each filter over its own range."""
     finite = np.isfinite(values)
     clean = np.where(finite, values, 0.0)
-    if scale == "each":
+    if bound is None:
         low = np.where(finite, values, np.inf).min(axis=(1, 2, 3), keepdims=True)
         high = np.where(finite, values, -np.inf).max(axis=(1, 2, 3), keepdims=True)
     else:
-        high = np.abs(clean).max() * np.ones((1, 1, 1, 1))
+        high = np.full((1, 1, 1, 1), bound)
         low = -high
     span = high - low
     flat = ~(span > 0) | ~np.isfinite(span)
@@ -96,8 +106,8 @@ def filter_grid(
         if before.shape != values.shape:
             raise UsageError(f"previous has the shape {before.shape}, weight has {values.shape}.")
         values = values - before
-    magnitude = np.abs(values[np.isfinite(values)])
-    bound = float(magnitude.max()) if magnitude.size else 0.0
+    bound = _magnitude(values)
+    stretch = bound if change or scale == "shared" else None
     filters, channels, height, width = values.shape
     matrix = height == width == 1
     bar = None
@@ -115,7 +125,7 @@ def filter_grid(
         rows, columns = _matrix_part(draft, filters, channels, max_filters, max_inputs)
         body = _matrix(draft, values[:rows, :columns, 0, 0], bound)
     elif channels in (1, 3):
-        tiles = filter_tiles(values, scale="shared" if change else scale)
+        tiles = _stretched(values, stretch)
         colors = np.repeat(tiles, 3, axis=1) if channels == 1 else tiles
         pixels = np.ascontiguousarray(colors.transpose(0, 2, 3, 1))
         if change and channels == 1:
@@ -124,14 +134,15 @@ def filter_grid(
         rows, columns = min(filters, max_filters or filters), channels
         body, rows = _grid(draft, pixels[:rows], numbers)
     else:
+        columns = min(channels, max_inputs or _MOST_INPUTS)
+        rows = min(filters, max_filters or filters, _most_rows(draft, columns))
+        values = values[:rows]
         if change:
             cells = colorize(values, cmap="diverging", low=-bound, high=bound)
         else:
-            cells = np.repeat(filter_tiles(values, scale=scale)[..., None], 3, axis=-1)
+            cells = np.repeat(_stretched(values, stretch)[..., None], 3, axis=-1)
         cells[~np.isfinite(values)] = hatch(1, 1)[0, 0]
-        rows = min(filters, max_filters or filters)
-        columns = min(channels, max_inputs or _MOST_INPUTS)
-        body, rows, columns = _rows(draft, cells[:rows, :columns])
+        body, rows, columns = _rows(draft, cells[:, :columns])
     return page(_note(rows, filters, columns, channels)).finish(body)
 
 
@@ -203,12 +214,19 @@ def _shape_cost(width: float, height: float, count: int, columns: int) -> float:
     return abs(float(np.log(width / height / 1.5))) + 0.4 * empty
 
 
+def _most_rows(page: Page, columns: int) -> int:
+    """At least as many rows of kernels as can fit: a large layer need not be coloured as a whole."""
+    width, height = page.room
+    blocks = max(1, width // (page.px(_LEAST_KERNEL) * columns))
+    return blocks * max(1, height // page.px(_ROW_GAP))
+
+
 def _rows(page: Page, cells: NDArray[np.uint8]) -> tuple[Image.Image, int, int]:
     """One row of kernels per output filter; cells (n, c, h, w, 3). Returns the picture, rows and inputs."""
     filters, channels, height, width = cells.shape[:4]
     px, (room_width, room_height) = page.px, page.room
     # Kernels have few pixels of any grey, so that a hairline between them would be lost.
-    heading, gap, row_gap, block_gap = px(28), px(3), px(9), px(32)
+    heading, gap, row_gap, block_gap = px(28), px(3), px(_ROW_GAP), px(32)
     label = int(measure(str(filters - 1), px(SMALL))) + px(14)
 
     def rows_at(factor: int) -> int:

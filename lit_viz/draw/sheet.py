@@ -29,7 +29,8 @@ class Card:
     Attributes:
         images: uint8 (H, W), (H, W, 1) or (H, W, 3), left to right, one per column of the sheet; sizes may
             differ.
-        caption: One line below, for instance "coffee  p = 0.93".
+        caption: One line below, or a few lines at the side where that leaves more room for the pictures; for
+            instance "coffee  p = 0.93". Two blanks in a row are the best place to break.
         detail: A second, muted line.
         correct: Whether the prediction is right: adds a tick in a full disc or a cross in a ring. None adds
             nothing.

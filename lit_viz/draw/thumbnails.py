@@ -61,7 +61,7 @@ def thumbnail_map(
         side = int(np.clip(np.sqrt(width * height / len(places)), px(30), px(64)))
         tile = fitted_size(*pictures.shape[1:3], side, side)
         where = placed(places, width, height, side // 2 + px(10))
-        kept = _thin(where, 0.72 * max(tile))
+        kept = _thin(where, 0.88 * max(tile))
         dot = px(4)
         for x, y in where[~kept]:
             canvas.fill(x - dot / 2, y - dot / 2, dot, dot, (186, 191, 198))

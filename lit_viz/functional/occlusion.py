@@ -183,7 +183,7 @@ def _cover(images: Tensor, baseline: Baseline, window: tuple[int, int], seed: in
             return gaussian_blur(images, max(window) / 4)
         if baseline == "noise":
             generator = torch.Generator().manual_seed(seed)
-            noise = torch.randn(images.shape, generator=generator).to(images)
+            noise = torch.randn(images.shape, generator=generator, dtype=torch.float32).to(images)
             return images.mean(dim=(2, 3), keepdim=True) + noise * images.std(dim=(2, 3), keepdim=True)
         raise UsageError(f"baseline {baseline!r} is unknown; give a number, a tensor, 'mean', 'blur' or 'noise'.")
     try:

@@ -30,7 +30,7 @@ class TopResponses:
         if k < 1:
             raise UsageError(f"k must be at least 1, got {k}.")
         return TopResponses(
-            torch.full((channels, k), -torch.inf, device=device),
+            torch.full((channels, k), -torch.inf, device=device, dtype=torch.float32),
             torch.full((channels, k), -1, device=device),
             torch.zeros((channels, k), dtype=torch.int64, device=device),
         )

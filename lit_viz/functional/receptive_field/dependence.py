@@ -1,4 +1,4 @@
-"""Follows a forward pass and knows of every element of every activation what part of the image it depends on."""
+"""Follows a forward pass: which part of the image does each element of each activation depend on?"""
 
 from __future__ import annotations
 

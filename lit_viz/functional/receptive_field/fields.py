@@ -127,8 +127,8 @@ class ReceptiveField:
         for i, n, what in zip(index, self.shape, ("channel", "row", "column"), strict=True):
             if i.numel() and not 0 <= int(i.min()) <= int(i.max()) < n:
                 raise UsageError(
-                    f"layer '{self.layer}' has maps of shape {self.shape}: {what} {int(i.min())} to {int(i.max())} "
-                    f"isn't among its {n}."
+                    f"layer '{self.layer}' has maps of shape {self.shape}: there is no {what} "
+                    f"{int(i.max()) if int(i.min()) >= 0 else int(i.min())}, they go from 0 to {n - 1}."
                 )
         (top, bottom), (left, right) = (span[(slice(None), *index)] for span in spans)
         return torch.stack((top, left, bottom, right), dim=-1).long()
@@ -185,10 +185,11 @@ def receptive_field(
     missing = [name for name in modules if name not in runs] if names is not None else []
     if missing:
         raise UsageError(
-            f"layer '{missing[0]}' doesn't run, or puts out no tensor; did {type(model).__name__}'s forward skip it, "
-            f"or use its weights without calling it?"
+            f"layer '{missing[0]}' doesn't run, or puts out no tensor: {type(model).__name__}'s forward skips "
+            f"it, or uses its weights without calling it. Choose another one; `layer_table` lists them."
         )
-    fields = {name: field_of(name, run, (int(size[0]), int(size[1]))) for name, run in runs.items()}
+    order = runs if names is None else modules
+    fields = {name: field_of(name, runs[name], (int(size[0]), int(size[1]))) for name in order}
     return next(iter(fields.values())) if isinstance(layers, str) else fields
 
 
@@ -258,8 +259,8 @@ def field_of(name: str, run: Run, image_size: tuple[int, int]) -> ReceptiveField
     """
     if not has_units(run):
         raise UsageError(
-            f"layer '{name}' puts out a tensor of shape {run.shape} for one image, which is no map, tokens or vector; "
-            f"choose the layer around it or the one after it."
+            f"layer '{name}' puts out a tensor of shape {run.shape} for one image: no map, tokens or vector. "
+            f"Choose the layer around it or the one after it."
         )
     top, bottom, left, right = (core(as_maps(r, image_size=image_size)[0]) for r in run.shadow.reach)
     shape = (2, *as_maps(torch.empty(run.shape, device="meta"), image_size=image_size).shape[1:])
@@ -333,8 +334,8 @@ def _frames(spans: Tensor, length: int, axis: int) -> _Frames:
     inner = (start > 0) & (stop < length)
     full = inner & (extent == torch.where(inner, extent, 0).amax(-1, keepdim=True))
 
-    # Fields that touch no border give the rule if there are two of them. Where all touch one, as deep layers do on
-    # small images, their other ends still follow it.
+    # Fields that touch no border give the rule if there are two of them. Where all touch one, in deep layers,
+    # their other ends still follow it.
     frames, known, stride = _line(start, full, stop, full)
     ends, known_ends, stride_ends = _line(start, start > 0, stop, (stop < length) & (extent > 0))
     frames, stride = torch.where(known, frames, ends), torch.where(known, stride, stride_ends)
@@ -356,7 +357,7 @@ def _frames(spans: Tensor, length: int, axis: int) -> _Frames:
 def _line(
     start: Tensor, known_start: Tensor, stop: Tensor, known_stop: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Fits start = a + s·i and stop = b + s·i, with one s, to the entries of `start` and `stop` that are known.
+    """Fits start = a + s·i and stop = b + s·i, with one s, to the known entries of `start` and `stop`.
 
     Args:
         start: (..., n).

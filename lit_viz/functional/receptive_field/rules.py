@@ -65,6 +65,9 @@ class Call:
 Rule = Callable[[Call], Carry | None]
 """Reads a call once and returns how to carry reaches through it; None if it doesn't cover this call."""
 
+UnaryRule = Callable[[Call], Callable[[Tensor], Tensor]]
+"""Likewise, for the reach of the first argument."""
+
 _RULES: dict[str, Rule] = {}
 
 
@@ -80,7 +83,7 @@ def find_carry(call: Call) -> Carry | None:
         return None
     rule = _RULES.get(call.name)
     carry = rule(call) if rule is not None else None
-    if carry is None and (torch.Tag.pointwise in call.func.tags or call.name in _POINTWISE):
+    if carry is None and torch.Tag.pointwise in call.func.tags:
         return _pointwise(call)
     return carry
 
@@ -107,26 +110,26 @@ def compress(x: Tensor) -> Tensor:
 
 
 def _rule(*names: str) -> Callable[[Rule], Rule]:
-    """Registers a rule that can deal with any live arguments, or returns None itself."""
+    """Registers a rule for the operators of these names, whichever of their arguments depend on the image."""
 
     def register(rule: Rule) -> Rule:
-        _RULES.update(dict.fromkeys(names, rule))
+        _RULES.update(dict.fromkeys(" ".join(names).split(), rule))
         return rule
 
     return register
 
 
-def _unary(*names: str) -> Callable[[Callable[[Call], Callable[[Tensor], Any]]], Any]:
-    """Registers a rule for operators of which only the first argument depends on the image, no weight."""
+def _unary(*names: str) -> Callable[[UnaryRule], UnaryRule]:
+    """Registers a rule that holds where only the first argument depends on the image, no weight or index."""
 
-    def register(rule: Callable[[Call], Callable[[Tensor], Any]]) -> Any:
-        def wrapped(call: Call) -> Carry | None:
+    def register(rule: UnaryRule) -> UnaryRule:
+        @_rule(*names)
+        def general(call: Call) -> Carry | None:
             if call.live != {call.first}:
                 return None
             carry = rule(call)
             return lambda reach: carry(reach[call.first])
 
-        _RULES.update(dict.fromkeys(names, wrapped))
         return rule
 
     return register
@@ -134,13 +137,12 @@ def _unary(*names: str) -> Callable[[Callable[[Call], Callable[[Tensor], Any]]],
 
 # --- Element by element -------------------------------------------------------------------------------------
 
-# Those that lack the tag.
-_POINTWISE = frozenset(
-    "alias contiguous copy detach _to_copy to clone lift lift_fresh hardswish log_sigmoid_forward rrelu_with_noise "
-    "_prelu_kernel dropout native_dropout scalar_tensor"
+
+# Most operators of this kind are tagged as such, see `find_carry`; these aren't.
+@_rule(
+    "alias clone contiguous detach lift lift_fresh to _to_copy dropout native_dropout",
+    "hardswish log_sigmoid_forward _prelu_kernel rrelu_with_noise",
 )
-
-
 def _pointwise(call: Call) -> Carry:
     names = [name for name in call.args if name in call.live]
     shape = call.out.shape
@@ -154,7 +156,7 @@ def _pointwise(call: Call) -> Carry:
     return carry
 
 
-@_rule("where", "masked_fill")
+@_rule("where masked_fill")
 def _choice(call: Call) -> Carry | None:
     choice = "condition" if call.name == "where" else "mask"
     if choice in call.live:
@@ -171,7 +173,7 @@ def _copy(call: Call) -> Carry:
     return lambda reach: reach["src"].expand(call.out.shape)
 
 
-@_rule("fill", "zero")
+@_rule("fill zero")
 def _fill(call: Call) -> Carry:
     if "value" in call.live:
         return lambda reach: reach["value"].expand(call.out.shape)
@@ -185,9 +187,10 @@ _INDICES = ("index", "indices")
 
 
 @_rule(
-    "permute transpose t numpy_T slice select narrow split split_with_sizes chunk unbind stack expand repeat squeeze "
-    "unsqueeze diagonal unfold roll flip rot90 tril triu index index_select gather take_along_dim slice_scatter "
-    "select_scatter pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle im2col"
+    "permute transpose t numpy_T expand squeeze unsqueeze unfold diagonal roll flip rot90 tril triu",
+    "slice select narrow split split_with_sizes chunk unbind stack repeat slice_scatter select_scatter",
+    "index index_select gather take_along_dim",
+    "im2col pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle",
 )
 def _verbatim(call: Call) -> Carry | None:
     if any(name in call.live for name in _INDICES):
@@ -196,14 +199,14 @@ def _verbatim(call: Call) -> Carry | None:
     return lambda reach: func(**reach)
 
 
-@_rule("index_put", "_index_put_impl")
+@_rule("index_put _index_put_impl")
 def _index_put(call: Call) -> Carry | None:
     if "indices" in call.live or call.args["accumulate"]:
         return None
     return lambda reach: torch.ops.aten.index_put(reach["self"], reach["indices"], reach["values"])
 
 
-@_unary("view", "_unsafe_view", "reshape", "_reshape_alias")
+@_unary("view _unsafe_view reshape _reshape_alias")
 def _reshape(call: Call) -> Callable[[Tensor], Tensor]:
     # `view` as another type may change the number of elements: the union of all is right then.
     if math.prod(call.layout[0]) != call.out.numel():
@@ -245,7 +248,9 @@ def _pad(call: Call) -> Callable[[Tensor], Tensor]:
     return lambda x: F.pad(core(x, keep), pad).expand(call.out.shape)
 
 
-@_unary(*(f"{kind}_pad{d}d" for kind in ("reflection", "replication") for d in (1, 2, 3)))
+@_unary(
+    "reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d replication_pad3d"
+)
 def _mirror(call: Call) -> Callable[[Tensor], Tensor]:
     keep = range(-len(call.args["padding"]) // 2, 0)
     return lambda x: call.func(core(x, keep), call.args["padding"]).expand(call.out.shape)
@@ -254,7 +259,7 @@ def _mirror(call: Call) -> Callable[[Tensor], Tensor]:
 # --- Windows ------------------------------------------------------------------------------------------------
 
 
-@_unary("convolution", "_convolution", "convolution_overrideable")
+@_unary("convolution _convolution convolution_overrideable")
 def _convolution(call: Call) -> Callable[[Tensor], Tensor]:
     args = call.args
     inputs, outputs, kernel = args["input"].shape[2:], call.out.shape[2:], args["weight"].shape[2:]
@@ -276,34 +281,28 @@ def _convolution(call: Call) -> Callable[[Tensor], Tensor]:
     return carry
 
 
-@_unary(
-    *(f"max_pool{d}d{suffix}" for d in (1, 2, 3) for suffix in ("", "_with_indices")), "mkldnn_max_pool2d"
-)
-def _max_pool(call: Call) -> Callable[[Tensor], Tensor]:
+@_unary("max_pool2d max_pool2d_with_indices max_pool3d max_pool3d_with_indices avg_pool2d avg_pool3d")
+def _pool(call: Call) -> Callable[[Tensor], Tensor]:
+    # Averages read the same windows as maxima.
     a = call.args
-    pool = _MAX_POOL[len(a["kernel_size"])]
+    rank = len(a["kernel_size"])
+    pool = {2: F.max_pool2d, 3: F.max_pool3d}[rank]
     geometry = a["kernel_size"], a["stride"] or None, a["padding"], a.get("dilation", 1), a["ceil_mode"]
-    return lambda x: pool(core(x, _last(pool)), *geometry).expand(call.out.shape)
+    return lambda x: pool(core(x, range(-rank, 0)), *geometry).expand(call.out.shape)
 
 
-@_unary("avg_pool1d", "avg_pool2d", "avg_pool3d")
-def _avg_pool(call: Call) -> Callable[[Tensor], Tensor]:
-    return _max_pool(call)
-
-
-@_unary(
-    *(f"{kind}_pool{d}d" for kind in ("adaptive_avg", "_adaptive_avg", "adaptive_max") for d in (1, 2, 3))
-)
+@_unary("_adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_max_pool2d adaptive_max_pool3d")
 def _adaptive_pool(call: Call) -> Callable[[Tensor], Tensor]:
     size = call.args["output_size"]
-    pool = _ADAPTIVE_MAX_POOL[len(size)]
-    return lambda x: pool(core(x, _last(pool)), size).expand(call.out.shape)
+    pool = {2: F.adaptive_max_pool2d, 3: F.adaptive_max_pool3d}[len(size)]
+    return lambda x: pool(core(x, range(-len(size), 0)), size).expand(call.out.shape)
 
 
 @_unary(
-    *(f"upsample_{mode}" for mode in ("linear1d", "bilinear2d", "bicubic2d", "trilinear3d")),
-    *(f"{kind}{d}d" for kind in ("upsample_nearest", "_upsample_nearest_exact") for d in (1, 2, 3)),
-    *(f"_upsample_{mode}2d_aa" for mode in ("bilinear", "bicubic", "lanczos")),
+    "upsample_nearest1d upsample_nearest2d upsample_nearest3d",
+    "_upsample_nearest_exact1d _upsample_nearest_exact2d _upsample_nearest_exact3d",
+    "upsample_linear1d upsample_bilinear2d upsample_bicubic2d upsample_trilinear3d",
+    "_upsample_bilinear2d_aa _upsample_bicubic2d_aa",
 )
 def _resample(call: Call) -> Callable[[Tensor], Tensor]:
     inputs = call.args[call.first].shape[2:]
@@ -316,17 +315,6 @@ def _resample(call: Call) -> Callable[[Tensor], Tensor]:
         return x.expand(call.out.shape)
 
     return carry
-
-
-_MAX_POOL = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
-_ADAPTIVE_MAX_POOL = {1: F.adaptive_max_pool1d, 2: F.adaptive_max_pool2d, 3: F.adaptive_max_pool3d}
-
-
-def _last(pool: Callable[..., Tensor]) -> range:
-    """The spatial dimensions of a pooling function, counted from the last."""
-    return range(
-        -next(d for table in (_MAX_POOL, _ADAPTIVE_MAX_POOL) for d, f in table.items() if f is pool), 0
-    )
 
 
 def _convolution_taps(
@@ -365,10 +353,15 @@ def _resampling_taps(call: Call, axis: int) -> Tensor:
         (out, most taps), input indices; the input's size stands for nothing.
     """
     size, out = call.args[call.first].shape[2 + axis], call.out.shape[2 + axis]
-    flat = [1] * (call.out.dim() - 2)
-    basis = torch.eye(size, device=call.out.device).reshape([1, size, *flat[:axis], size, *flat[axis + 1 :]])
-    args = call.args | {call.first: basis, "output_size": [*flat[:axis], out, *flat[axis + 1 :]]}
-    reads = call.func(**args).reshape(size, out).T != 0
+    # The other axes are repeated, to two places: antialiasing is wrong on images that are one pixel wide.
+    others = [2] * (call.out.dim() - 2)
+    shape = [size, 1, *others]
+    shape[2 + axis] = size
+    basis = torch.eye(size, device=call.out.device)
+    basis = basis.reshape([n if d in (0, 2 + axis) else 1 for d, n in enumerate(shape)]).expand(shape)
+    args = {call.first: basis.contiguous(), "output_size": [*others[:axis], out, *others[axis + 1 :]]}
+    response = call.func(**call.args | args).movedim(2 + axis, 1).reshape(size, out, -1)[..., 0]
+    reads = response.T != 0
     indices = torch.where(reads, torch.arange(size, device=reads.device), size).sort(1).values
     return indices[:, : int(reads.sum(1).max())]
 
@@ -408,8 +401,8 @@ def _to_channels(x: Tensor, channels: int) -> Tensor:
 
 
 @_unary(
-    "mean sum prod amax amin max min argmax argmin aminmax any all var std var_mean std_mean norm nansum nanmean "
-    "linalg_vector_norm logsumexp median nanmedian count_nonzero"
+    "mean nanmean sum nansum prod var var_mean std std_mean norm linalg_vector_norm logsumexp",
+    "amax amin aminmax max min argmax argmin kthvalue median nanmedian any all count_nonzero",
 )
 def _reduction(call: Call) -> Callable[[Tensor], Tensor]:
     # Overloads over all dimensions lack these arguments.
@@ -423,17 +416,19 @@ def _reduction(call: Call) -> Callable[[Tensor], Tensor]:
     return carry
 
 
-@_unary("_log_softmax", "sort", "topk", "kthvalue", "cumsum", "cumprod", "logcumsumexp", "cummax", "cummin")
-def _along(call: Call) -> Callable[[Tensor], Tensor]:
-    dims = _dims(call)
-    if call.name.startswith("cum") or call.name == "logcumsumexp":
-        return lambda x: x.cummax(dims[0]).values
-    if call.name == "kthvalue":
-        return _reduction(call)
-    return lambda x: core(x, dims).amax(dims, keepdim=True).expand(call.out.shape)
+@_unary("_log_softmax sort topk")
+def _whole_dimension(call: Call) -> Callable[[Tensor], Tensor]:
+    (dim,) = _dims(call)
+    return lambda x: core(x).amax(dim, keepdim=True).expand(call.out.shape)
 
 
-@_unary("_softmax", "_safe_softmax")
+@_unary("cumsum cumprod logcumsumexp cummax cummin")
+def _cumulative(call: Call) -> Callable[[Tensor], Tensor]:
+    (dim,) = _dims(call)
+    return lambda x: x.cummax(dim).values
+
+
+@_unary("_softmax _safe_softmax")
 def _softmax(call: Call) -> Callable[[Tensor], Tensor]:
     # A constant added to the logits, -100 or -inf, is how attention is confined to windows or to the past.
     (dim,) = _dims(call)
@@ -444,7 +439,7 @@ def _softmax(call: Call) -> Callable[[Tensor], Tensor]:
     return lambda x: torch.where(seen, torch.where(seen, x, 0).amax(dim, keepdim=True), 0)
 
 
-@_unary("native_layer_norm", "_fused_rms_norm", "rms_norm")
+@_unary("native_layer_norm rms_norm _fused_rms_norm")
 def _layer_norm(call: Call) -> Callable[[Tensor], Tensor]:
     dims = list(range(-len(call.args["normalized_shape"]), 0))
     return lambda x: core(x).amax(dims, keepdim=True).expand(call.out.shape)
@@ -461,8 +456,8 @@ def _group_norm(call: Call) -> Callable[[Tensor], Tensor]:
 
 
 @_unary(
-    "native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training _batch_norm_no_update "
-    "_batch_norm_with_update cudnn_batch_norm miopen_batch_norm"
+    "native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training",
+    "_batch_norm_no_update _batch_norm_with_update cudnn_batch_norm miopen_batch_norm",
 )
 def _batch_norm(call: Call) -> Callable[[Tensor], Tensor]:
     # With the batch's own statistics it mixes all places, as instance norm does, which is made of it.
@@ -514,7 +509,7 @@ def _product(call: Call) -> Carry:
         if no_b is not None and bool(no_b.any()):
             rows = torch.where(no_b[..., None, :, :], 0, core(a)[..., None]).amax(-2)
         out = torch.maximum(rows, columns)
-        if not left == "self" and "self" in call.live:
+        if left != "self" and "self" in call.live:
             out = torch.maximum(out, reach["self"])
         return out.expand(call.out.shape)
 

@@ -1,0 +1,90 @@
+"""Run on two ranks by `test_ddp.py`: each rank writes down what it found."""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lit_viz.callbacks import Embeddings, MaxActivatingPatches, Saliency
+from tests.conformance.cases import CASES, TSNE
+from tests.conformance.harness import Blobs, Recorder, TinyModule, fit, trainer
+
+TWO = {"strategy": "ddp", "devices": 2}
+SAMPLES = 13  # not even: the sampler repeats one so that both ranks have seven
+
+
+def collected(**kwargs: Any) -> dict[str, torch.Tensor]:
+    """What the collecting callbacks hold after a pass over the uneven data set."""
+    torch.manual_seed(0)
+    module = TinyModule()
+    patches = MaxActivatingPatches(k=5, channels="all", on_error="raise")
+    embeddings = Embeddings(methods=["pca"], projector=False, on_error="raise")
+    loader = torch.utils.data.DataLoader(Blobs(SAMPLES, 3), 3)
+    trainer([patches, embeddings], logger=Recorder(), **kwargs).validate(module, loader, verbose=False)
+    out: dict[str, torch.Tensor] = {}
+    for layer, result in patches.results.items():
+        out |= {f"{layer}.{f}": getattr(result.top, f) for f in ("values", "samples", "places")}
+        out |= {f"{layer}.images": result.images, f"{layer}.inside": result.inside}
+    features = embeddings.features
+    assert features is not None
+    return out | {f: getattr(features, f) for f in ("values", "labels", "samples", "thumbnails")}
+
+
+def main(folder: Path) -> None:
+    report: dict[str, Any] = {}
+    alone = fit("fp32", **TWO)
+    rank = alone.trainer.global_rank
+    recorder = Recorder()
+    callbacks = [c.make(on_error="raise") for c in [*CASES[:3], TSNE, *CASES[4:]]]
+    seen = fit("fp32", callbacks, logger=recorder, **TWO)
+    report["same weights"] = all(torch.equal(v, alone.weights[k]) for k, v in seen.weights.items())
+    report["same optimizer"] = all(torch.equal(v, alone.optimizer[k]) for k, v in seen.optimizer.items())
+    report["tags"] = sorted(recorder.tags)
+
+    torch.save(collected(**TWO), folder / f"collected-{rank}.pt")
+
+    # One rank fails, at every place where one can, and the run goes on.
+    for failing in (0, 1):
+        for name, place in (("Saliency", "visualize"), ("MaxActivatingPatches", "visualize"), ("Embeddings", "update")):
+            classes = {"Saliency": Saliency, "MaxActivatingPatches": MaxActivatingPatches, "Embeddings": Embeddings}
+            callback = classes[name]()
+            original = getattr(callback, place)
+
+            def broken(*args: Any, original: Any = original, failing: int = failing) -> Any:
+                if rank == failing:
+                    raise ZeroDivisionError(f"rank {failing} fails")
+                return original(*args)
+
+            setattr(callback, place, broken)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                outcome = fit("fp32", [callback], logger=Recorder(), **TWO)
+            same = all(torch.equal(v, alone.weights[k]) for k, v in outcome.weights.items())
+            report[f"{name}.{place} fails on rank {failing}"] = same
+
+    # With on_error="raise" no rank is left waiting for the other.
+    for cls, place in ((Saliency, "visualize"), (Embeddings, "update")):
+        callback = cls(on_error="raise")
+        original = getattr(callback, place)
+
+        def broken(*args: Any, original: Any = original) -> Any:
+            if rank == 1:
+                raise ZeroDivisionError("rank 1 fails")
+            return original(*args)
+
+        setattr(callback, place, broken)
+        try:
+            fit("fp32", [callback], logger=Recorder(), **TWO)
+            report[f"{cls.__name__} raises"] = "nothing"
+        except (ZeroDivisionError, RuntimeError) as error:
+            report[f"{cls.__name__} raises"] = type(error).__name__
+    (folder / f"report-{rank}.json").write_text(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

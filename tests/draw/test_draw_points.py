@@ -1,0 +1,175 @@
+"""Scatter plots and thumbnails."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from itertools import permutations
+
+import numpy as np
+import pytest
+import torch
+
+from lit_viz import draw
+from lit_viz.draw.thumbnails import _thin
+from lit_viz.errors import UsageError
+
+
+def cloud(count: int, classes: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, classes, count)
+    return rng.uniform(-9, 9, (classes, 2))[labels] + rng.standard_normal((count, 2)), labels
+
+
+@pytest.mark.parametrize("classes", [1, 3, 10, 17, 20, 100])
+@pytest.mark.parametrize("named", [True, False])
+def test_scatter_fits(classes: int, named: bool) -> None:
+    points, labels = cloud(300, classes)
+    names = [f"a rather long class name {i} " * 2 for i in range(classes)] if named else None
+    page = draw.scatter(torch.from_numpy(points), labels, names, title="t-SNE", subtitle="300 images.")
+    assert page.dtype == np.uint8 and max(page.shape[:2]) <= 1000
+    assert (page[:30] == 255).all() and (page[:, -30:] == 255).all()
+
+
+def has(page: np.ndarray, color: tuple[int, int, int]) -> bool:
+    return bool((page == color).all(-1).any())
+
+
+def test_every_class_has_its_color_and_others_are_grey() -> None:
+    points, labels = cloud(400, 10)
+    page = draw.scatter(points, labels)
+    assert all(has(page, color) for color in draw.CVD_SAFE_10)
+    page = draw.scatter(points, np.where(labels == 0, 0, -1))
+    assert (
+        has(page, draw.CVD_SAFE_10[0]) and not has(page, draw.CVD_SAFE_10[1]) and has(page, (196, 200, 206))
+    )
+    page = draw.scatter(points, labels, highlight=[7])
+    assert has(page, draw.CVD_SAFE_10[0]) and not has(page, draw.CVD_SAFE_10[1])
+
+
+def test_scatter_scales_both_directions_equally() -> None:
+    square = np.array([[0, 0], [0, 1], [2, 0], [2, 1]], float)
+    rows, columns = np.nonzero((draw.scatter(square) == (63, 144, 218)).all(-1))
+    assert np.ptp(columns) / np.ptp(rows) == pytest.approx(2, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    "points",
+    [
+        [[1.0, 2.0]],
+        [[1.0, 2.0]] * 5,
+        [[0.0, 0.0], [1.0, 0.0]],
+        [[0.0, 0.0], [0.0, 1e300]],
+        [[np.nan, 0.0], [1.0, np.inf]],
+        [[np.nan, 0.0], [1.0, 2.0], [3.0, 1.0]],
+        [[1e-320, 0.0], [0.0, 0.0]],
+    ],
+)
+def test_degenerate_points_are_drawn(points: list[list[float]]) -> None:
+    count = len(points)
+    thumbs = np.zeros((count, 8, 8, 3), np.uint8)
+    for page in (
+        draw.scatter(points, [0] * count, ["one"]),
+        draw.scatter(points),
+        draw.thumbnail_map(points, thumbs),
+        draw.thumbnail_grid(points, thumbs, labels=range(count)),
+    ):
+        assert max(page.shape[:2]) <= 1000
+
+
+@pytest.mark.parametrize("panels", [1, 2, 3, 4])
+def test_panels(panels: int) -> None:
+    points, labels = cloud(200, 5)
+    page = draw.scatter_panels([draw.Panel(points, f"view {i}") for i in range(panels)], labels, title="t")
+    assert max(page.shape[:2]) <= 1000
+
+
+def test_scatter_refuses_bad_input() -> None:
+    points, labels = cloud(20, 3)
+    for call in (
+        lambda: draw.scatter(points[:, :1]),
+        lambda: draw.scatter(points[:0]),
+        lambda: draw.scatter(points, labels[:-1]),
+        lambda: draw.scatter(points, labels + 0.5),
+        lambda: draw.scatter(points, labels, ["only one"]),
+        lambda: draw.scatter(points, labels, highlight=range(30)),
+        lambda: draw.scatter_panels([]),
+        lambda: draw.scatter_panels([draw.Panel(points), draw.Panel(points[:5])]),
+        lambda: draw.thumbnail_map(points, np.zeros((19, 8, 8, 3), np.uint8)),
+        lambda: draw.thumbnail_map(points, np.zeros((20, 8, 8, 3))),
+        lambda: draw.thumbnail_grid(points, np.zeros((20, 8, 8, 3), np.uint8), max_cells=31),
+        lambda: draw.assign_to_grid(points, 4, 4),
+        lambda: draw.assign_to_grid([[np.nan, 0.0]], 4, 4),
+    ):
+        with pytest.raises(UsageError):
+            call()
+
+
+@pytest.mark.parametrize(("count", "rows", "columns"), [(1, 1, 1), (9, 3, 3), (50, 6, 9), (144, 12, 12)])
+def test_grid_assignment_gives_each_point_its_own_cell(count: int, rows: int, columns: int) -> None:
+    cells = draw.assign_to_grid(np.random.default_rng(1).standard_normal((count, 2)), rows, columns)
+    assert len(set(cells.tolist())) == count and cells.min() >= 0 and cells.max() < rows * columns
+
+
+def test_grid_assignment_is_as_good_as_trying_everything() -> None:
+    points = np.random.default_rng(3).uniform(size=(6, 2))
+    unit = (points - points.min(0)) / np.ptp(points, axis=0)
+    at = np.stack([unit[:, 0] * 2, 1 - unit[:, 1]], axis=1)
+    centers = np.array([(c, r) for r in range(2) for c in range(3)], float)
+
+    def cost(cells: tuple[int, ...]) -> float:
+        return float(((at - centers[list(cells)]) ** 2).sum())
+
+    best = min(cost(cells) for cells in permutations(range(6)))
+    assert cost(tuple(draw.assign_to_grid(points, 2, 3))) == pytest.approx(best)
+
+
+def test_points_on_a_grid_stay_where_they_are() -> None:
+    rows, columns = np.divmod(np.arange(20), 5)
+    points = np.stack([columns, -rows], axis=1)
+    order = np.random.default_rng(0).permutation(20)
+    np.testing.assert_array_equal(draw.assign_to_grid(points[order], 4, 5), order)
+
+
+@pytest.mark.parametrize("count", [1, 2, 20, 300, 1100])
+@pytest.mark.parametrize("shape", [(28, 28), (64, 48)])
+def test_thumbnails_fit(count: int, shape: tuple[int, int]) -> None:
+    points, labels = cloud(count, 4)
+    thumbs = np.random.default_rng(0).integers(0, 256, (count, *shape, 3), dtype=np.uint8)
+    for page in (
+        draw.thumbnail_map(points, thumbs, labels=labels, title="t-SNE"),
+        draw.thumbnail_grid(points, thumbs, labels=labels, max_cells=12, title="Grid"),
+        draw.thumbnail_grid(points, thumbs, max_cells=5, max_size=500),
+    ):
+        assert page.dtype == np.uint8 and max(page.shape[:2]) <= 1000
+        assert (page[:20] == 255).all() and (page[:, -20:] == 255).all()
+
+
+def test_thumbnail_grid_shows_every_image_once() -> None:
+    values = np.arange(16, dtype=np.uint8) * 10
+    thumbs = np.broadcast_to(values[:, None, None, None], (16, 8, 8, 3))
+    page = draw.thumbnail_grid(np.random.default_rng(0).standard_normal((16, 2)), thumbs)
+    areas = [(page == v).all(-1).sum() for v in values]
+    assert min(areas) == max(areas) >= 64
+
+
+def test_thinned_thumbnails_keep_their_distance_and_leave_no_gap() -> None:
+    where = np.random.default_rng(0).uniform(0, 300, (500, 2))
+    kept = _thin(where, 30)
+    distance = np.abs(where[:, None] - where[None]).max(-1)
+    inner = distance[np.ix_(kept, kept)] + np.eye(kept.sum()) * 1e9
+    assert kept[0] and inner.min() >= 30
+    assert (distance[np.ix_(~kept, kept)].min(1) < 30).all()
+
+
+def test_pictures_are_the_same_from_any_thread() -> None:
+    points, labels = cloud(300, 5)
+    thumbs = np.random.default_rng(0).integers(0, 256, (300, 16, 16, 3), dtype=np.uint8)
+
+    def pages(_: int) -> list[np.ndarray]:
+        return [draw.scatter(points, labels, list("abcde"), title="x"), draw.thumbnail_map(points, thumbs)]
+
+    first = pages(0)
+    with ThreadPoolExecutor(4) as pool:
+        for others in pool.map(pages, range(8)):
+            for one, other in zip(first, others, strict=True):
+                np.testing.assert_array_equal(one, other)
