@@ -70,6 +70,7 @@ class EmbeddingWorker:
         Raises:
             RuntimeError: If a job failed or the worker died; the job is dropped, the next one goes on.
         """
+        self._start_next()  # where making the arguments of the job before failed
         while self._running is not None and self._running.answer.exists():
             job, self._running = self._running, None
             try:

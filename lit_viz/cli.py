@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import warnings
 from collections.abc import Sequence
@@ -131,13 +132,23 @@ def main(args: Sequence[str] | None = None) -> None:
         args: Arguments, by default those of the process. A configuration that is no file here is looked for among
             those that come with the package: `--config quickstart` works anywhere.
     """
-    # Data that are embedded or small are faster without workers, and the advice is repeated for every loader.
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    _quiet()
+    if args is None:
+        sys.argv[1:] = _with_known_configs(sys.argv[1:])
     try:
-        LitVizCLI(args=_with_known_configs(list(sys.argv[1:] if args is None else args)))
+        LitVizCLI(args=None if args is None else _with_known_configs(list(args)))
     except UsageError as error:
         # The message says it all; a traceback would hide it.
         sys.exit(f"lit_viz: {error}")
+
+
+def _quiet() -> None:
+    """Leaves out what is no news to someone who runs a configuration."""
+    # Small data are faster without workers, and the advice is repeated for every loader.
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
+    told = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    told.addFilter(lambda record: "Tip:" not in record.getMessage())
 
 
 def _with_known_configs(args: list[str]) -> list[str]:

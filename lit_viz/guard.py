@@ -65,6 +65,7 @@ def untouched(model: Callable[..., Any], *, seed: int | None = None) -> Iterator
     grads = [(p, p.requires_grad) for p in module.parameters()]
     with torch.inference_mode(False), torch.no_grad():
         buffers = [(b, _version(b), b.clone()) for b in module.buffers() if not _is_lazy(b)]
+        slots = [(m, name, b) for m, _ in modes for name, b in m._buffers.items() if b is None or not _is_lazy(b)]
     with isolated_rng(seed), torch.inference_mode(False), torch.enable_grad(), _eager():
         try:
             for m, _ in modes:
@@ -76,6 +77,8 @@ def untouched(model: Callable[..., Any], *, seed: int | None = None) -> Iterator
             for p, flag in grads:
                 if p.requires_grad != flag:
                     p.requires_grad_(flag)
+            for m, name, buffer in slots:
+                m._buffers[name] = buffer  # some modules put a new tensor in its place
             for buffer, version, value in buffers:
                 if version is None or buffer._version != version:
                     with torch.inference_mode(buffer.is_inference()), torch.no_grad():

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lit_viz.errors import UsageError
 
@@ -111,6 +111,8 @@ def _search(source: Any, depth: int) -> PixelSpace | None:
         return None
     if _is_normalization(source):
         return _space(source, f"from {type(source).__name__}")
+    if depth and isinstance(source, nn.Sequential):  # how torchvision has transforms written for TorchScript
+        source = list(source)
     if isinstance(source, (list, tuple)):
         # The last one decides what reaches the network.
         for item in reversed(source[:64]):
@@ -129,7 +131,10 @@ def _search(source: Any, depth: int) -> PixelSpace | None:
 
 
 def _is_normalization(source: Any) -> bool:
-    mean, std = getattr(source, "mean", None), getattr(source, "std", None)
+    try:
+        mean, std = getattr(source, "mean", None), getattr(source, "std", None)
+    except Exception:  # properties of data modules raise what they like before `setup`
+        return False
     return all(isinstance(v, (Sequence, Tensor)) or hasattr(v, "tolist") for v in (mean, std)) and not isinstance(
         source, Tensor
     )

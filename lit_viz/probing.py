@@ -186,6 +186,7 @@ class SampleIndices:
         if self._batches is not None:
             indices = next(self._batches, None)
             if indices is not None and len(indices) == count:
+                self.seen += count
                 return torch.tensor(indices)
             self._batches, self.exact = None, False
         first = self.seen
@@ -200,7 +201,8 @@ def _batches(loader: Any) -> Iterator[Sequence[int]] | None:
     if type(batch_sampler) is not BatchSampler:
         return None
     sampler = batch_sampler.sampler
-    in_order = type(sampler) is SequentialSampler or (isinstance(sampler, DistributedSampler) and not sampler.shuffle)
+    # Exact types: Lightning's wrapper of another sampler is a DistributedSampler, yet draws anew at each iteration.
+    in_order = type(sampler) is SequentialSampler or (type(sampler) is DistributedSampler and not sampler.shuffle)
     return iter(batch_sampler) if in_order else None
 
 

@@ -86,7 +86,12 @@ class Writer:
         sprites = thumbnails.float() / 255
         sprites = sprites.expand(-1, 3, -1, -1) if sprites.shape[1] == 1 else sprites[:, :3]
         limit = SPRITE_LIMIT // math.ceil(math.sqrt(len(sprites)))
-        if max(sprites.shape[-2:]) > limit:
+        height, width = sprites.shape[-2:]
+        side = max(height, width)
+        if height != width:  # the sheet has room for squares only
+            margins = ((side - width) // 2, (side - width + 1) // 2, (side - height) // 2, (side - height + 1) // 2)
+            sprites = torch.nn.functional.pad(sprites, margins, value=1.0)
+        if side > limit:
             sprites = torch.nn.functional.interpolate(sprites, size=(limit, limit), mode="area")
         for logger in self.loggers:
             if isinstance(logger, TensorBoardLogger):

@@ -64,7 +64,10 @@ class Look:
 
     @property
     def when(self) -> str:
-        """Epoch and step in words, for titles."""
+        """Epoch and step in words, for titles; for a finished model what is done with it."""
+        stage = self.model.trainer.state.fn
+        if stage != "fit":
+            return str(stage)
         return f"epoch {self.epoch} · step {self.step:,}".replace(",", " ")
 
     def class_name(self, index: int) -> str:

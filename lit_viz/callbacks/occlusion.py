@@ -26,6 +26,8 @@ class Occlusion(VisualizationCallback):
         baseline: What covers the window: "grey", "mean" (of the image), "blur", "noise", or a colour in [0, 1] as one
             number or one per channel.
         output: "probability" or "score", the raw score.
+        scale: "fixed": colours run from 0 to 1 (for scores, over the range of all maps), so that steps can be
+            compared. "each": over the range of each map, which its caption gives.
         batch_size: Covered copies in one forward pass; chosen from the image size by default, halved whenever memory
             runs out.
         num_images: How many probe images.
@@ -41,13 +43,14 @@ class Occlusion(VisualizationCallback):
         stride: int | tuple[int, int] | None = None,
         baseline: Literal["grey", "mean", "blur", "noise"] | float | list[float] = "grey",
         output: Literal["probability", "score"] = "probability",
+        scale: Literal["fixed", "each"] = "fixed",
         batch_size: int | None = None,
         num_images: int = 8,
         **kwargs: Any,
     ) -> None:
         super().__init__(num_images=num_images, **kwargs)
         self.window, self.stride, self.baseline = window, stride, baseline
-        self.output, self.batch_size = output, batch_size
+        self.output, self.scale, self.batch_size = output, scale, batch_size
         for label, value in (("window", window), ("stride", stride)):
             if value is not None and min(np.atleast_1d(value)) < 1:
                 raise UsageError(f"{label} must be at least 1 pixel, got {value}.")
@@ -76,6 +79,7 @@ class Occlusion(VisualizationCallback):
         )
         what = "probability" if self.output == "probability" else "score"
         limits = (0.0, 1.0) if self.output == "probability" else (float(heat.min()), float(heat.max()))
+        ends = ("low", "high") if self.scale == "each" else tuple(f"{v:.2g}" for v in limits)
         cover = self.baseline if isinstance(self.baseline, str) else "flat"
         return {
             "probe": attribution_sheet(
@@ -85,8 +89,8 @@ class Occlusion(VisualizationCallback):
                 title="Occlusion",
                 subtitle=f"The {what} of the named class while a {cover} {_size(window)} px patch covers that place "
                 f"(step {_size(stride)} px). Red: covering it hurts, so the network relies on it.",
-                colorbar=draw.ColorBar("occlusion", *(f"{v:.2g}" for v in limits), what),
-                limits=limits,
+                colorbar=draw.ColorBar("occlusion", *ends, what),
+                limits="each" if self.scale == "each" else limits,
                 method="nearest",
             )
         }

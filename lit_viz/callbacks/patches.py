@@ -124,7 +124,7 @@ class MaxActivatingPatches(CollectingCallback):
             pages = [rows[i : i + ROWS] for i in range(0, len(rows), ROWS)]
             for number, page in enumerate(pages, start=1):
                 pictures[name if number == 1 else f"{name}/page {number}"] = draw.patch_sheet(
-                    page, title=f"Patches that excite {name} most · {look.when}", subtitle=self._read(name, result)
+                    page, title=f"Patches · {name} · {look.when}", subtitle=self._read(name, result)
                 )
         return pictures
 
@@ -143,13 +143,18 @@ class MaxActivatingPatches(CollectingCallback):
         field = self._fields[name]
         if field.is_global:
             what = "Its units see the whole image, which is what each patch is"
+        elif field.size[0] > field.image_size[0] or field.size[1] > field.image_size[1]:
+            what = f"Units see {field.size[0]} × {field.size[1]} px around their place, more than the image has"
         else:
             what = f"Each patch is the {field.size[0]} × {field.size[1]} px that the unit sees"
         channels = len(result.top.values)
         shown = f"{len(result.shown)} of {channels} channels" if len(result.shown) < channels else f"{channels} channels"
         counted = "" if self.indices is None or self.indices.exact else " Samples are counted as seen."
         inexact = f" Receptive field widened at {', '.join(field.approximations)}." if field.approximations else ""
-        return f"{shown}, strongest response first, one per image. {what}.{counted}{inexact}"
+        return (
+            f"What excites a unit most in the whole data set: {shown}, strongest first, one per image. "
+            f"{what}.{counted}{inexact}"
+        )
 
     def _shown(self, name: str, channels: int) -> Tensor:
         if self.channels == "all":

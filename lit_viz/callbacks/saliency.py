@@ -14,7 +14,7 @@ from lit_viz.callbacks.cards import attribution_sheet
 class Saliency(VisualizationCallback):
     """Which pixels change the class score most (Simonyan, Vedaldi & Zisserman 2014), see `functional.saliency`.
 
-    Each map runs from zero to its own largest gradient, which its caption gives. Tag: `saliency/probe`.
+    Each map runs from zero to its own 99th percentile; the caption gives its largest gradient. Tag: `saliency/probe`.
     """
 
     tag = "saliency"
@@ -29,7 +29,7 @@ class Saliency(VisualizationCallback):
                 title="Saliency",
                 subtitle="How much the score of the named class changes with each pixel: bright pixels matter most. "
                 "In a trained network they lie on the object.",
-                colorbar=draw.ColorBar("magma", "0", "largest", "|∂ score / ∂ pixel|"),
+                colorbar=draw.ColorBar("magma", "0", "top 1 %", "|∂ score / ∂ pixel|"),
                 measure="max",
             )
         }

@@ -48,8 +48,9 @@ def occlusion(
     r"""Class probability, or score, with a patch of the image covered, for each position of the patch.
 
     From Zeiler & Fergus, *Visualizing and Understanding Convolutional Networks* (2014), section 4.2. The first window
-    stands at (0, 0); along an axis of length $L$ there are $\lceil (L - w) / s \rceil + 1$ positions, and the last
-    window is cut off at the border, not moved.
+    stands at (0, 0); along an axis of length $L$ there are $\lceil (L - w) / s \rceil + 1$ positions (with a
+    stride larger than the window, as many as start inside the image), and the last window is cut off at the border,
+    not moved.
 
     Args:
         model: Maps (N, C, H, W) to (N, K) scores; with `score`, to anything. Left as it was found.
@@ -97,10 +98,14 @@ def occlusion(
     with untouched(model), torch.no_grad():
         images = images.detach()
         cover = _cover(images, baseline, window, seed)
-        full = class_scores(model, images, score=score)
+        batch_size = batch_size or max(1, BATCH_ELEMENTS // images[0].numel())
+
+        def uncovered(which: Tensor) -> Tensor:
+            return class_scores(model, images[which], score=score)
+
+        full = _in_batches(uncovered, len(images), batch_size, images.device, progress=False)
         chosen = resolve_target(full, target)
         whole = link(full).gather(1, chosen[:, None])[:, 0]
-        default = max(1, BATCH_ELEMENTS // images[0].numel())
 
         def covered(pairs: Tensor) -> Tensor:
             """The output for some of the pairs (image, position)."""
@@ -111,7 +116,7 @@ def occlusion(
                 copy[:, top:bottom, left:right] = source[:, top:bottom, left:right]
             return link(class_scores(model, copies, score=score)).gather(1, chosen[which][:, None])[:, 0]
 
-        values = _in_batches(covered, len(images) * len(boxes), batch_size or default, images.device, progress)
+        values = _in_batches(covered, len(images) * len(boxes), batch_size, images.device, progress)
     heat = values.reshape(len(images), rows, columns)
     if returns == "heatmap":
         return heat
@@ -120,8 +125,9 @@ def occlusion(
 
 def positions(size: tuple[int, int], window: tuple[int, int], stride: tuple[int, int]) -> tuple[int, int]:
     """Number of window positions along rows and columns."""
-    counts = [math.ceil((length - w) / s) + 1 for length, w, s in zip(size, window, stride, strict=True)]
-    return counts[0], counts[1]
+    axes = zip(size, window, stride, strict=True)
+    rows, columns = (min(math.ceil((length - w) / s) + 1, math.ceil(length / s)) for length, w, s in axes)
+    return rows, columns
 
 
 def windows(

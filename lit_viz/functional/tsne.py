@@ -49,10 +49,13 @@ def tsne(
         raise ValueError("features hold NaN or infinite values.")
     if init is not None and np.shape(init) != (len(features), 2):
         raise ValueError(f"init has shape {np.shape(init)}, expected {(len(features), 2)}.")
+    if not np.ptp(features, axis=0).any():
+        return np.zeros((len(features), 2), np.float32)  # all samples are one point
+    # Neither place nor scale matters, and squares must not leave the range of float32.
+    features = features - features.mean(axis=0, dtype=np.float64)
+    features = (features / np.abs(features).max()).astype(np.float32)
     if min(features.shape) > 50:
         features = PCA(50, random_state=seed).fit_transform(features)
-    if not features.std(axis=0).any():
-        return np.zeros((len(features), 2), np.float32)  # all samples are one point
     warm = init is not None and np.asarray(init).std() > 0
     method = TSNE(
         perplexity=min(perplexity, (len(features) - 1) / 3),

@@ -181,15 +181,14 @@ def receptive_field(
     runs = trace(model, image, modules)
     if names is None:
         runs = {name: run for name, run in innermost(runs).items() if has_units(run)}
-    size = _example(model, image).shape[-2:]
     missing = [name for name in modules if name not in runs] if names is not None else []
     if missing:
         raise UsageError(
-            f"layer '{missing[0]}' doesn't run, or puts out no tensor: {type(model).__name__}'s forward skips "
+            f"layer '{missing[0]}' doesn't run or puts out no tensor: {type(model).__name__}'s forward skips "
             f"it, or uses its weights without calling it. Choose another one; `layer_table` lists them."
         )
     order = runs if names is None else modules
-    fields = {name: field_of(name, runs[name], (int(size[0]), int(size[1]))) for name in order}
+    fields = {name: field_of(name, runs[name], image_size(image)) for name in order}
     return next(iter(fields.values())) if isinstance(layers, str) else fields
 
 
@@ -239,10 +238,8 @@ def trace(
 
 def innermost(runs: Mapping[str, Run]) -> dict[str, Run]:
     """Those that have none of the others inside."""
-    outer = {name.rpartition(".")[0] for name in runs}
-    for name in list(outer):
-        while name := name.rpartition(".")[0]:
-            outer.add(name)
+    paths = [name.split(".") for name in runs]
+    outer = {".".join(path[:depth]) for path in paths for depth in range(1, len(path))}
     return {name: run for name, run in runs.items() if name not in outer}
 
 
@@ -251,7 +248,7 @@ def has_units(run: Run) -> bool:
     return run.shape is not None and run.shape[0] == 1 and 2 <= len(run.shape) <= 4
 
 
-def field_of(name: str, run: Run, image_size: tuple[int, int]) -> ReceptiveField:
+def field_of(name: str, run: Run, size: tuple[int, int]) -> ReceptiveField:
     """The receptive field of a layer that has run.
 
     Raises:
@@ -262,19 +259,24 @@ def field_of(name: str, run: Run, image_size: tuple[int, int]) -> ReceptiveField
             f"layer '{name}' puts out a tensor of shape {run.shape} for one image: no map, tokens or vector. "
             f"Choose the layer around it or the one after it."
         )
-    top, bottom, left, right = (core(as_maps(r, image_size=image_size)[0]) for r in run.shadow.reach)
-    shape = (2, *as_maps(torch.empty(run.shape, device="meta"), image_size=image_size).shape[1:])
+    top, bottom, left, right = (core(as_maps(r, image_size=size)[0]) for r in run.shadow.reach)
+    shape = (2, *as_maps(torch.empty(run.shape, device="meta"), image_size=size).shape[1:])
     spans = [
-        _spans(*sides, n).expand(shape)
-        for sides, n in zip(((top, bottom), (left, right)), image_size, strict=True)
+        _spans(*sides, n).expand(shape) for sides, n in zip(((top, bottom), (left, right)), size, strict=True)
     ]
-    return ReceptiveField(name, image_size, *spans, run.shadow.inexact)
+    return ReceptiveField(name, size, *spans, run.shadow.inexact)
 
 
 def _spans(near: Tensor, far: Tensor, length: int) -> Tensor:
     """Reaches towards both ends of an axis of `length` pixels as half-open intervals, stacked, on the CPU."""
     near, far = torch.broadcast_tensors(near, far)
     return torch.stack((torch.where(far > 0, length - near, 0), far)).int().cpu()
+
+
+def image_size(image: Tensor | Sequence[int]) -> tuple[int, int]:
+    """Height and width of an example, or of a shape (C, H, W)."""
+    height, width = (image.shape if isinstance(image, Tensor) else image)[-2:]
+    return int(height), int(width)
 
 
 def _example(model: nn.Module, image: Tensor | Sequence[int]) -> Tensor:

@@ -140,7 +140,7 @@ def _unary(*names: str) -> Callable[[UnaryRule], UnaryRule]:
 
 # Most operators of this kind are tagged as such, see `find_carry`; these aren't.
 @_rule(
-    "alias clone contiguous detach lift lift_fresh to _to_copy dropout native_dropout",
+    "alias clone contiguous detach lift lift_fresh dropout native_dropout",
     "hardswish log_sigmoid_forward _prelu_kernel rrelu_with_noise",
 )
 def _pointwise(call: Call) -> Carry:
@@ -170,7 +170,12 @@ def _choice(call: Call) -> Carry | None:
 
 @_rule("copy")
 def _copy(call: Call) -> Carry:
-    return lambda reach: reach["src"].expand(call.out.shape)
+    return lambda reach: reach["src"].to(call.out.device).expand(call.out.shape)
+
+
+@_unary("to _to_copy")
+def _convert(call: Call) -> Callable[[Tensor], Tensor]:
+    return lambda x: x.to(call.out.device)
 
 
 @_rule("fill zero")

@@ -7,7 +7,14 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from lit_viz.functional.receptive_field.fields import ReceptiveField, field_of, has_units, innermost, trace
+from lit_viz.functional.receptive_field.fields import (
+    ReceptiveField,
+    field_of,
+    has_units,
+    image_size,
+    innermost,
+    trace,
+)
 from lit_viz.layers import named_layers
 
 _WIDTH = 110
@@ -61,13 +68,12 @@ def layer_table(
     runs = trace(model, image, named_layers(model))
     if not containers:
         runs = innermost(runs)
-    size = tuple(int(n) for n in (image.shape if isinstance(image, Tensor) else image)[-2:])
     return [
         LayerInfo(
             name=name,
             type=type(run.module).__name__,
             shape=run.shape[1:],
-            field=field_of(name, run, size) if has_units(run) else None,
+            field=field_of(name, run, image_size(image)) if has_units(run) else None,
             parameters=sum(p.numel() for p in run.module.parameters()),
             calls=run.calls,
         )

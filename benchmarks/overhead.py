@@ -1,0 +1,123 @@
+"""What looking costs: ratios of wall time with callbacks to wall time without, alternating in one process.
+
+    python benchmarks/overhead.py                 # both tables, about 15 minutes on two cores
+    python benchmarks/overhead.py --only patches  # a minute
+
+Absolute times say little on a shared machine; ratios of alternating runs do. Medians of the repeats are printed, and
+the smallest and largest ratio of a pair.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import platform
+import statistics
+import tempfile
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from lightning.pytorch import Callback, Trainer, seed_everything
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch.utils.data import DataLoader, TensorDataset
+
+from lit_viz.callbacks import MaxActivatingPatches
+from lit_viz.cli import LitVizCLI
+from lit_viz.layers import convolutions
+from lit_viz.modules import ImageClassifier
+
+QUICKSTART = Path(__file__).parents[1] / "configs" / "quickstart.yaml"
+
+
+def row(name: str, with_callbacks: list[float], without: list[float]) -> str:
+    """One line of the table."""
+    ratios = [a / b for a, b in zip(with_callbacks, without, strict=True)]
+    ratio = statistics.median(with_callbacks) / statistics.median(without)
+    return (
+        f"| {name} | {statistics.median(without):.1f} s | {statistics.median(with_callbacks):.1f} s "
+        f"| {ratio:.3f} | {min(ratios):.3f} to {max(ratios):.3f} |"
+    )
+
+
+def quickstart(epochs: int | None, repeats: int) -> list[str]:
+    """The quickstart as it is, and without its callbacks: wall time of `fit`, the last picture written."""
+    times: dict[bool, list[float]] = {True: [], False: []}
+    for _ in range(repeats):
+        for looking in (False, True):
+            with tempfile.TemporaryDirectory() as folder:
+                args = ["--config", str(QUICKSTART), "--trainer.enable_progress_bar=false"]
+                args += [f"--trainer.logger.init_args.save_dir={folder}"]
+                args += [] if epochs is None else [f"--trainer.max_epochs={epochs}"]
+                args += [] if looking else ["--trainer.callbacks=null"]
+                cli = LitVizCLI(args=args, run=False)
+                started = time.perf_counter()
+                cli.trainer.fit(cli.model, cli.datamodule)
+                times[looking].append(time.perf_counter() - started)
+    return [row("quickstart: five callbacks, training time", times[True], times[False])]
+
+
+class Stopwatch(Callback):
+    """Time of the validation pass alone, from its first batch to the last."""
+
+    def on_validation_batch_start(self, trainer: Trainer, module: Any, batch: Any, batch_idx: int, *_: Any) -> None:
+        if batch_idx == 0:
+            self.started = time.perf_counter()
+
+    def on_validation_epoch_end(self, *args: Any) -> None:
+        self.seconds = time.perf_counter() - self.started
+
+
+def patches(size: int, batches: int, batch_size: int, repeats: int) -> list[str]:
+    """All channels of all convolutions of resnet18 over a validation pass."""
+    seed_everything(0, verbose=False)
+    module = ImageClassifier(model="resnet18", num_classes=10)
+    layers = list(convolutions(module))
+    data = TensorDataset(torch.randn(batches * batch_size, 3, size, size), torch.zeros(batches * batch_size).long())
+    times: dict[bool, list[float]] = {True: [], False: []}
+    whole: dict[bool, list[float]] = {True: [], False: []}
+    for _ in range(repeats):
+        for looking in (False, True):
+            watch = Stopwatch()
+            callbacks = [watch, MaxActivatingPatches(layers, on_error="raise")] if looking else [watch]
+            with tempfile.TemporaryDirectory() as folder:
+                trainer = Trainer(
+                    accelerator="cpu",
+                    callbacks=callbacks,
+                    logger=TensorBoardLogger(folder) if looking else False,
+                    enable_progress_bar=False,
+                    enable_model_summary=False,
+                )
+                started = time.perf_counter()
+                trainer.validate(module, DataLoader(data, batch_size), verbose=False)
+                whole[looking].append(time.perf_counter() - started)
+            times[looking].append(watch.seconds)
+    name = f"patches of all {len(layers)} convolutions of resnet18, {size} px, {len(data)} images"
+    return [row(f"{name}: the pass", times[True], times[False]), row(f"{name}: with set-up and drawing", whole[True], whole[False])]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=["quickstart", "patches"])
+    parser.add_argument("--epochs", type=int, help="shorten the quickstart")
+    parser.add_argument("--repeats", type=int, default=3)
+    args = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    lines = []
+    if args.only != "quickstart":
+        patches(32, 2, 64, 1)  # warm-up
+        lines += patches(224, 8, 32, args.repeats) + patches(32, 40, 64, args.repeats)
+    if args.only != "patches":
+        lines += quickstart(args.epochs, args.repeats)
+    print(f"\n{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, ", end="")
+    print(f"Python {platform.python_version()}, torch {torch.__version__}, torchvision {torchvision.__version__}\n")
+    print("| what | without | with | ratio of medians | pairs |\n| --- | --- | --- | --- | --- |")
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()
