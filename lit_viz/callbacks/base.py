@@ -284,25 +284,20 @@ class VisualizationCallback(Callback):
 
         def run() -> None:
             if self._probe is None:
-                if batch is not None:
-                    self._probe = probe_from_batch(batch, self.num_images, batch_to_images=self.batch_to_images)
-                else:
-                    self._probe = load_probe(
-                        trainer,
-                        pl_module,
-                        dataloader(trainer, self.dataloader_idx),
-                        self.num_images,
-                        seed=self.seed,
-                        batch_to_images=self.batch_to_images,
-                    )
+                loader = dataloader(trainer, self.dataloader_idx)
+                find = {"batch_to_images": self.batch_to_images}
+                self._probe = load_probe(trainer, pl_module, loader, self.num_images, seed=self.seed, **find)
+                if self._probe is None and batch is not None:
+                    self._probe = probe_from_batch(batch, self.num_images, **find)
             if self._probe is None:
                 return  # iterable data: the first batch will do
             self._checked = True
             with looking(trainer, pl_module, seed=self.seed):
-                self.check(self.look(trainer, pl_module))
+                look = self.look(trainer, pl_module)
+                look.pixels.to_color(look.images)  # a mean or std of another length is told here
+                self.check(look)
 
-        early = batch is None
-        self.attempt(trainer, run, "prepare", usage_errors=early)
+        self.attempt(trainer, run, "prepare", usage_errors=batch is None or trainer.sanity_checking)
 
     def look(self, trainer: Trainer, pl_module: LightningModule) -> Look:
         """Runs the model on the probe images, inside the guard."""

@@ -13,7 +13,7 @@ from lit_viz.draw.arrays import as_rgb, to_numpy
 from lit_viz.draw.colormaps import colorize, hatch, limits, positions
 from lit_viz.errors import UsageError
 
-SMALL_IMAGE = 64
+SMALL_IMAGE = 40
 """Pictures up to this side, px, are enlarged by whole factors, so that every input pixel stays a square."""
 
 _FILTERS = {

@@ -74,7 +74,7 @@ def sheet(
         max_size: Bound on both sides, px.
 
     Returns:
-        (H, W, 3). Pictures up to 64 px are enlarged by whole factors, larger ones resized smoothly; aspect
+        (H, W, 3). Pictures up to 40 px are enlarged by whole factors, larger ones resized smoothly; aspect
         ratios are kept.
     """
     if not cards:

@@ -1,0 +1,309 @@
+"""When callbacks look, what they find out by themselves, and what they say about bad input."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
+from torchvision import transforms
+
+from lit_viz.callbacks import (
+    Embeddings,
+    Filters,
+    Look,
+    MaxActivatingPatches,
+    Occlusion,
+    Saliency,
+    VisualizationCallback,
+)
+from lit_viz.errors import UsageError
+from tests.conformance.harness import CLASSES, Blobs, Recorder, TinyModule, loaders, trainer
+
+
+class Notes(VisualizationCallback):
+    """Draws nothing and remembers every look."""
+
+    tag = "notes"
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**{"on_error": "raise", **kwargs})
+        self.looks: list[Look] = []
+
+    def visualize(self, look: Look) -> dict[str, np.ndarray]:
+        self.looks.append(look)
+        return {"probe": np.zeros((4, 4, 3), np.uint8)}
+
+
+def fitted(callback: Any, module: L.LightningModule | None = None, data: Any = None, **kwargs: Any) -> Any:
+    data = data or loaders()
+    trainer([callback], logger=Recorder(), **kwargs).fit(module or TinyModule(), *data)
+    return callback
+
+
+def steps(**kwargs: Any) -> list[int]:
+    run = {k: kwargs.pop(k) for k in list(kwargs) if k in ("max_epochs", "val_check_interval", "accumulate_grad_batches")}
+    return [look.step for look in fitted(Notes(**kwargs), **{"max_epochs": 4, **run}).looks]
+
+
+# Four steps an epoch.
+@pytest.mark.parametrize(
+    ("kwargs", "expected"),
+    [
+        ({}, [0, 4, 8, 12, 16]),
+        ({"at_start": False}, [4, 8, 12, 16]),
+        ({"every_n_epochs": 2}, [0, 8, 16]),
+        ({"every_n_epochs": 3}, [0, 12, 16]),
+        ({"every_n_epochs": 3, "at_end": False}, [0, 12]),
+        ({"every_n_epochs": None}, [0, 16]),
+        ({"every_n_steps": 6}, [0, 6, 12, 16]),
+        ({"every_n_steps": 1, "max_epochs": 1}, [0, 1, 2, 3, 4]),
+        ({"every_n_steps": 1, "accumulate_grad_batches": 2, "max_epochs": 1}, [0, 1, 2]),
+        ({"val_check_interval": 0.5, "max_epochs": 2}, [0, 2, 6, 8]),
+    ],
+)
+def test_schedule(kwargs: dict[str, Any], expected: list[int]) -> None:
+    assert steps(**kwargs) == expected
+
+
+def test_collecting_schedule_follows_validation() -> None:
+    recorder = Recorder()
+    callback = Embeddings(methods=["pca"], thumbnails=False, every_n_epochs=2, on_error="raise")
+    trainer([callback], logger=recorder, max_epochs=5).fit(TinyModule(), *loaders())
+    assert [step for _, step, _ in recorder.images] == [8, 16, 20]
+
+
+def test_probes_are_the_same_at_every_look_and_spread_over_the_data() -> None:
+    data = Blobs(30, 5)
+    order = torch.arange(30).sort(stable=True).indices
+    looks = fitted(Notes(num_images=4), data=(DataLoader(data, 8), DataLoader(Subset(data, order.tolist()), 6))).looks
+    assert all(torch.equal(look.images, looks[0].images) for look in looks)
+    assert torch.equal(looks[0].images, data.images[[0, 10, 19, 29]])
+
+
+def test_random_augmentation_does_not_change_the_probes() -> None:
+    class Noisy(Blobs):
+        def __getitem__(self, index: int) -> tuple[Tensor, int]:
+            image, label = super().__getitem__(index)
+            return image + torch.randn(image.shape), label
+
+    looks = fitted(Notes(), data=(DataLoader(Blobs(16, 1), 8), DataLoader(Noisy(12, 2), 6))).looks
+    assert all(torch.equal(look.images, looks[0].images) for look in looks)
+
+
+def test_class_names_come_from_the_data_set_through_a_subset() -> None:
+    train, _ = loaders()
+    looks = fitted(Notes(), data=(train, DataLoader(Subset(Blobs(14, 2), range(10)), 5))).looks
+    assert looks[0].class_names == CLASSES
+    assert looks[0].class_name(2) == "cat"
+    caption, detail, correct = looks[-1].captions()[0]
+    assert caption.split("  ")[0] in CLASSES and correct in (True, False)
+    assert ("predicted" in detail) == (not correct)
+
+
+def test_targets() -> None:
+    data = Blobs(12, 2)
+    labels = data.labels[[0, 2, 3, 5, 6, 8, 9, 11]]
+    targets = {
+        "label": labels,
+        "predicted": None,
+        1: torch.ones(8).long(),
+        "cat": torch.full((8,), 2),
+        "Cat": torch.full((8,), 2),
+        ("ant", 1) * 4: torch.tensor([0, 1] * 4),
+    }
+    for target, expected in targets.items():
+        given = list(target) if isinstance(target, tuple) else target
+        look = fitted(Notes(target=given), data=(DataLoader(data, 6), DataLoader(data, 6)), max_epochs=1).looks[0]
+        wanted = look.scores.argmax(1) if expected is None else expected
+        assert torch.equal(look.targets, wanted), target
+
+
+def test_labels_of_other_classes_are_no_targets() -> None:
+    """Ten photographs say nothing about the classes of an ImageNet network."""
+
+    class Other(Blobs):
+        def __init__(self, count: int, seed: int) -> None:
+            super().__init__(count, seed)
+            self.classes = [f"photo {i}" for i in range(7)]
+
+    module = TinyModule()
+    look = fitted(Notes(), module, data=(loaders()[0], DataLoader(Other(12, 2), 6)), max_epochs=1).looks[0]
+    assert look.labels is None
+    assert torch.equal(look.targets, look.scores.argmax(1))
+    assert look.class_names is None
+
+
+def test_normalisation_is_found_in_the_transforms() -> None:
+    class Images(Dataset[Any]):
+        transform = None
+
+        def __init__(self) -> None:
+            self.transform = transforms.Compose([transforms.Normalize((0.5, 0.4, 0.3), (0.2, 0.2, 0.1))])
+            self.base = Blobs(12, 1)
+
+        def __len__(self) -> int:
+            return 12
+
+        def __getitem__(self, i: int) -> tuple[Tensor, int]:
+            image, label = self.base[i]
+            return self.transform(image.clamp(0, 1)), label
+
+    data = Images()
+    look = fitted(Notes(num_images=12), data=(DataLoader(data, 6), DataLoader(data, 6)), max_epochs=1).looks[0]
+    assert look.pixels.mean == (0.5, 0.4, 0.3)
+    torch.testing.assert_close(look.pixels.to_color(look.images), data.base.images.clamp(0, 1), atol=1e-5, rtol=0)
+
+
+def test_given_mean_and_std_win() -> None:
+    assert fitted(Notes(mean=[0.1], std=[0.2]), max_epochs=1).looks[0].pixels.mean == (0.1,)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 5])
+def test_other_numbers_of_channels(channels: int) -> None:
+    class Net(TinyModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net.conv1 = nn.Conv2d(channels, 6, 5, padding=2)
+
+    images = torch.rand(14, channels, 18, 16)
+    data = DataLoader(TensorDataset(images, torch.arange(14) % 3), 7)
+    recorder = Recorder()
+    callbacks = [c(on_error="raise") for c in (Filters, Saliency, Occlusion, MaxActivatingPatches)]
+    callbacks.append(Embeddings(methods=["pca"], on_error="raise"))
+    trainer(callbacks, logger=recorder, max_epochs=1).fit(Net(), data, data)
+    assert {t.split("/")[0] for t in recorder.tags} == {"filters", "saliency", "occlusion", "patches", "embeddings"}
+
+
+class DictModule(TinyModule):
+    def forward(self, images: Tensor) -> Any:
+        return {"logits": super().forward(images), "aux": None}
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return nn.functional.cross_entropy(self(batch[0])["logits"], batch[1])
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self(batch[0])
+
+
+def test_a_dict_needs_a_score_and_is_fine_with_one() -> None:
+    with pytest.raises(UsageError, match=r"dict with keys \['logits', 'aux'\]; pass score="):
+        fitted(Saliency(), DictModule())
+    recorder = Recorder()
+    score = lambda out: out["logits"]  # noqa: E731
+    callbacks = [c(score=score, on_error="raise") for c in (Saliency, Occlusion, MaxActivatingPatches)]
+    trainer(callbacks, logger=recorder, max_epochs=1).fit(DictModule(), *loaders())
+    assert {t.split("/")[0] for t in recorder.tags} == {"saliency", "occlusion", "patches"}
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Filters("net.conv9"), "no layer 'net.conv9'; did you mean 'net.conv"),
+        (lambda: Filters("net.head"), "is a Linear, not a 2-d convolution"),
+        (lambda: Embeddings("hed"), "no layer 'hed'"),
+        (lambda: MaxActivatingPatches("nope"), "no layer 'nope'"),
+        (lambda: MaxActivatingPatches("conv1", channels=[6]), "channels 0 to 5"),
+        (lambda: MaxActivatingPatches(k=0), "k must be at least 1"),
+        (lambda: Occlusion(window=17), "larger than the image 16×20"),
+        (lambda: Occlusion(stride=0), "stride must be at least 1"),
+        (lambda: Occlusion(baseline="gray"), "baseline is 'grey'"),
+        (lambda: Occlusion(baseline=[0.1, 0.2]), "2 values, but the images have 3 channels"),
+        (lambda: Saliency(target=3), "class index 3 is out of range: the model has 3 classes"),
+        (lambda: Saliency(target="catt"), "no class 'catt'; did you mean 'cat'"),
+        (lambda: Saliency(target=[0, 1]), "2 targets given for 8"),
+        (lambda: Saliency(class_names=["a"]), "1 class_names given for 3"),
+        (lambda: Saliency(mean=[0.5]), "mean and std together"),
+        (lambda: Saliency(mean=[0.5, 0.5], std=[1, 1]), "2 values"),
+        (lambda: Saliency(every_n_epochs=0), "every_n_epochs must be at least 1"),
+        (lambda: Saliency(num_images=0), "num_images must be at least 1"),
+        (lambda: Saliency(on_error="ignore"), "on_error is 'warn' or 'raise'"),
+        (lambda: Saliency(batch_to_images=lambda batch: batch[1]), "found no images"),
+        (lambda: Embeddings(methods=["umap"]), "methods are 'pca' and 'tsne'"),
+    ],
+)
+def test_mistakes_are_told_before_training_starts(make: Any, message: str) -> None:
+    module = TinyModule()
+    before = {k: v.clone() for k, v in module.state_dict().items()}
+    with pytest.raises(UsageError, match=message.replace("(", r"\(")):
+        fitted(make(), module)
+    assert all(torch.equal(v, before[k]) for k, v in module.state_dict().items())
+
+
+def test_an_empty_data_set_is_told() -> None:
+    with pytest.raises(UsageError, match="empty"):
+        data = DataLoader(TensorDataset(torch.zeros(0, 3, 16, 20), torch.zeros(0).long()), 4)
+        from lit_viz.probing import load_probe
+
+        load_probe(trainer(), TinyModule(), data, 4)
+
+
+def test_nan_weights_are_said_and_drawn() -> None:
+    class Broken(TinyModule):
+        def on_train_start(self) -> None:
+            with torch.no_grad():
+                self.net.head.weight.fill_(torch.nan)
+
+    notes = Notes()
+    recorder = Recorder()
+    callbacks = [notes, *(c(on_error="raise") for c in (Filters, Saliency, Occlusion, MaxActivatingPatches))]
+    trainer(callbacks, logger=recorder, max_epochs=1).fit(Broken(), *loaders())
+    assert {"saliency/probe", "occlusion/probe"} <= recorder.tags
+    assert all("NaN" in detail for _, detail, _ in notes.looks[-1].captions())
+
+
+def test_features_that_are_nan_cost_one_warning() -> None:
+    class Broken(TinyModule):
+        def on_train_start(self) -> None:
+            with torch.no_grad():
+                self.net.conv1.weight.fill_(torch.nan)
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer([Embeddings(methods=["pca"])], logger=Recorder()).fit(Broken(), *loaders())
+    assert sum("NaN" in str(w.message) for w in caught) == 1
+
+
+def test_weight_averaging_is_seen_as_validation_sees_it() -> None:
+    """Pictures show the averaged weights that the validation metrics are of."""
+    from lightning.pytorch.callbacks import EMAWeightAveraging
+
+    class Remembers(Notes):
+        def visualize(self, look: Look) -> dict[str, np.ndarray]:
+            self.seen = look.model.net.head.weight.detach().clone()
+            return super().visualize(look)
+
+    class Module(TinyModule):
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            self.validated = self.net.head.weight.detach().clone()
+            super().validation_step(batch, batch_idx)
+
+    callback, module = Remembers(at_end=False), Module()
+    trainer([EMAWeightAveraging(decay=0.5), callback], max_epochs=1, logger=Recorder()).fit(module, *loaders())
+    assert torch.equal(callback.seen, module.validated)
+
+
+def test_png_files_beside_the_loggers(tmp_path: Any) -> None:
+    fitted(Saliency(folder=tmp_path, on_error="raise"), max_epochs=1)
+    assert sorted(p.name for p in (tmp_path / "saliency" / "probe").iterdir()) == [
+        "step_00000000.png",
+        "step_00000004.png",
+    ]
+
+
+def test_a_full_disk_costs_a_warning(tmp_path: Any) -> None:
+    class Full(Recorder):
+        def log_image(self, *args: Any, **kwargs: Any) -> None:
+            raise OSError(28, "No space left on device")
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        runner = trainer([Saliency()], logger=Full())
+        runner.fit(TinyModule(), *loaders())
+    assert runner.global_step == 8
+    assert sum("No space left" in str(w.message) for w in caught) == 1
