@@ -1,4 +1,4 @@
-"""Train a model and watch it learn, or look at a finished one: `python train.py fit --config configs/quickstart.yaml`."""
+"""Train a model and watch it learn: `python train.py fit --config configs/quickstart.yaml`."""
 
 from lit_viz.cli import main
 

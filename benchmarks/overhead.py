@@ -96,7 +96,10 @@ def patches(size: int, batches: int, batch_size: int, repeats: int) -> list[str]
                 whole[looking].append(time.perf_counter() - started)
             times[looking].append(watch.seconds)
     name = f"patches of all {len(layers)} convolutions of resnet18, {size} px, {len(data)} images"
-    return [row(f"{name}: the pass", times[True], times[False]), row(f"{name}: with set-up and drawing", whole[True], whole[False])]
+    return [
+        row(f"{name}: the pass", times[True], times[False]),
+        row(f"{name}: with set-up and drawing", whole[True], whole[False]),
+    ]
 
 
 def main() -> None:

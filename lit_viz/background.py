@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -87,8 +88,7 @@ class EmbeddingWorker:
         if self._running is not None and self._process is not None and self._process.poll() is not None:
             if self._running.answer.exists():
                 return self.poll()
-            code = self._process.returncode
-            self._running, self._process = None, None
+            self._running, code = None, self._forget_process()
             self._start_next()
             raise RuntimeError(f"the t-SNE process ended with exit code {code}.")
         return None
@@ -117,11 +117,18 @@ class EmbeddingWorker:
         self._running = None
         if self._process is not None:
             self._process.kill()
-            self._process.wait()
-            self._process = None
+            self._forget_process()
         if self._folder is not None:
             self._folder.cleanup()
             self._folder = None
+
+    def _forget_process(self) -> int:
+        """Of a process that ended or was killed; its exit code."""
+        assert self._process is not None and self._process.stdin is not None
+        with suppress(OSError):
+            self._process.stdin.close()
+        code, self._process = self._process.wait(), None
+        return code
 
     def _start_next(self) -> None:
         if self._running is not None or not self._waiting:

@@ -43,8 +43,15 @@ def find_layer(model: nn.Module, name: str) -> tuple[str, nn.Module]:
     >>> find_layer(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()), "0")
     ('0', Conv2d(3, 8, kernel_size=(3, 3), stride=(1, 1)))
     """
+    wanted = ".".join(part for part in str(name).split(".") if part and part != WRAPPER)
+    try:
+        # Hooks are set for every batch: no walk through the whole model for a name that is right.
+        exact = model.get_submodule(wanted) if wanted else model
+    except AttributeError:
+        exact = None
+    if wanted and exact is not None:
+        return wanted, getattr(exact, WRAPPER, exact)
     layers = named_layers(model)
-    wanted = ".".join(part for part in str(name).split(".") if part != WRAPPER)
     if wanted in layers:
         return wanted, layers[wanted]
     endings = [full for full in layers if full.endswith("." + wanted)]
@@ -133,7 +140,9 @@ def head_of(model: nn.Module, run: Callable[[], Any], classes: int) -> str:
             return name
     raise UsageError(
         f"{type(model).__name__} has no linear layer that gives its {classes} scores; name a layer, "
-        f"for instance layer={order[-1]!r}." if order else "the model calls no linear or convolutional layer; name one."
+        f"for instance layer={order[-1]!r}."
+        if order
+        else "the model calls no linear or convolutional layer; name one."
     )
 
 
@@ -189,9 +198,7 @@ def _channels_last(shape: torch.Size, image_size: tuple[int, int] | None) -> boo
     return misfit(b, c) > misfit(a, b)
 
 
-def _hook(
-    layer: nn.Module, into: list[Any], where: str, reduce: Reducer | None
-) -> torch.utils.hooks.RemovableHandle:
+def _hook(layer: nn.Module, into: list[Any], where: str, reduce: Reducer | None) -> torch.utils.hooks.RemovableHandle:
     def keep(value: Any) -> None:
         tensor = first_tensor(value)
         if tensor is not None:

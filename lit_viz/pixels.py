@@ -107,7 +107,7 @@ def guess_pixel_space(images: Tensor) -> PixelSpace:
 
 
 def _search(source: Any, depth: int) -> PixelSpace | None:
-    if source is None or depth > 6 or isinstance(source, (str, bytes, Tensor)):
+    if source is None or depth > 12 or isinstance(source, (str, bytes, Tensor)):
         return None
     if _is_normalization(source):
         return _space(source, f"from {type(source).__name__}")

@@ -10,7 +10,14 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, IterableDataset, SequentialSampler, default_collate
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    DistributedSampler,
+    IterableDataset,
+    SequentialSampler,
+    default_collate,
+)
 
 from lit_viz.errors import UsageError
 from lit_viz.guard import isolated_rng, untouched
@@ -64,7 +71,9 @@ def split_batch(batch: Any, batch_to_images: BatchToImages | None = None) -> tup
         if images is not None:
             count = len(images)
             labels = _find(
-                batch, LABEL_KEYS, lambda t: t.shape in ((count,), (count, 1)) and t.dtype in (torch.int64, torch.int32)
+                batch,
+                LABEL_KEYS,
+                lambda t: t.shape in ((count,), (count, 1)) and t.dtype in (torch.int64, torch.int32),
             )
     if not isinstance(images, Tensor) or images.dim() != 4:
         raise UsageError(

@@ -83,42 +83,31 @@ class TopK(Accumulator):
         """(channels,) the weakest response kept so far: what a new one must pass."""
         return self.top_values[:, -1]
 
-    def update(self, new: TopResponses, cut: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]) -> None:
-        """Takes in the strongest responses of one batch.
-
-        Args:
-            new: From `strongest`, with sample identities.
-            cut: From channels, samples and places, (M,) each, to patches uint8 (M, C, h, w) and masks (M, h, w).
-        """
-        fresh = (new.samples >= 0).any(dim=1)
-        if not fresh.any():
+    def update(self, new: TopResponses) -> None:
+        """Takes in the strongest responses of one batch, from `strongest`."""
+        rows = (new.samples >= 0).any(dim=1).nonzero()[:, 0]
+        if len(rows) == 0:
             return
-        rows = fresh.nonzero()[:, 0]
         old = TopResponses(self.top_values[rows], self.top_samples[rows], self.top_places[rows])
         part = TopResponses(new.values[rows], new.samples[rows], new.places[rows])
-        merged, order = merge(old, part, k=self.k)
-        self.top_values[rows], self.top_samples[rows], self.top_places[rows] = (
-            merged.values,
-            merged.samples,
-            merged.places,
-        )
-        row_of = torch.full((len(fresh),), -1, device=rows.device)
-        row_of[rows] = torch.arange(len(rows), device=rows.device)
-        touched = row_of[self.shown]
-        slots = (touched >= 0).nonzero()[:, 0]
-        if len(slots) == 0:
-            return
-        source = order[touched[slots]]
-        is_new = (source >= self.k) & (merged.samples[touched[slots]] >= 0)
-        kept = source.clamp(max=self.k - 1)
-        self.images[slots] = self.images[slots[:, None], kept]
-        self.inside[slots] = self.inside[slots[:, None], kept]
-        i, j = is_new.nonzero(as_tuple=True)
-        if len(i):
-            r = touched[slots[i]]
-            images, inside = cut(rows[r], merged.samples[r, j], merged.places[r, j])
-            self.images[slots[i], j] = images.to(self.images)
-            self.inside[slots[i], j] = inside.to(self.inside)
+        merged, _ = merge(old, part, k=self.k)
+        self.top_values[rows] = merged.values
+        self.top_samples[rows] = merged.samples
+        self.top_places[rows] = merged.places
+
+    def fill(self, cut: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]) -> None:
+        """Adds the patches of the shown channels, once the pass is over and before `result`.
+
+        Args:
+            cut: From channels, samples and places, (M,) each, to patches uint8 (M, C, h, w) and masks (M, h, w).
+        """
+        for slot, channel in enumerate(self.shown.tolist()):
+            samples, places = self.top_samples[channel], self.top_places[channel]
+            seen = samples >= 0
+            if seen.any():
+                images, inside = cut(torch.full_like(samples[seen], channel), samples[seen], places[seen])
+                self.images[slot, seen] = images.to(self.images)
+                self.inside[slot, seen] = inside.to(self.inside)
 
     def compute(self) -> Tensor:
         """Number of responses kept."""

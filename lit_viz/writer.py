@@ -89,7 +89,12 @@ class Writer:
         height, width = sprites.shape[-2:]
         side = max(height, width)
         if height != width:  # the sheet has room for squares only
-            margins = ((side - width) // 2, (side - width + 1) // 2, (side - height) // 2, (side - height + 1) // 2)
+            margins = (
+                (side - width) // 2,
+                (side - width + 1) // 2,
+                (side - height) // 2,
+                (side - height + 1) // 2,
+            )
             sprites = torch.nn.functional.pad(sprites, margins, value=1.0)
         if side > limit:
             sprites = torch.nn.functional.interpolate(sprites, size=(limit, limit), mode="area")
@@ -117,5 +122,7 @@ def save_png(folder: Path, tag: str, picture: np.ndarray, step: int) -> Path:
 
 
 def _folder_beside(logger: Any) -> Path:
-    folder = getattr(logger, "log_dir", None) if isinstance(logger, CSVLogger) or hasattr(logger, "log_dir") else None
+    if isinstance(logger, CSVLogger):
+        _ = logger.experiment  # made later, it would warn of the files that we put there
+    folder = getattr(logger, "log_dir", None)
     return Path(folder or logger.save_dir or ".") / "pictures"

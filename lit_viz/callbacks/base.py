@@ -352,9 +352,7 @@ class VisualizationCallback(Callback):
                 self.written[tag] += 1
         writer.flush()
 
-    def attempt(
-        self, trainer: Trainer, run: Callable[[], None], what: str, *, usage_errors: bool = False
-    ) -> bool:
+    def attempt(self, trainer: Trainer, run: Callable[[], None], what: str, *, usage_errors: bool = False) -> bool:
         """Runs something that may fail without harm to the run.
 
         Every rank must come here, since with `on_error="raise"` ranks agree on whether one of them failed.

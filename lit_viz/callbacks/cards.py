@@ -40,7 +40,9 @@ def attribution_sheet(
     """
     images = draw.to_uint8(look.pixels.to_color(look.images))
     cards = []
-    for image, heat, (caption, detail, correct) in zip(images, maps.float().cpu().numpy(), look.captions(), strict=True):
+    for image, heat, (caption, detail, correct) in zip(
+        images, maps.float().cpu().numpy(), look.captions(), strict=True
+    ):
         broken = not np.isfinite(heat).any()
         peak = 0.0 if broken else float(np.nanmax(heat))
         if broken or isinstance(limits, tuple):

@@ -57,9 +57,9 @@ class CollectingCallback(VisualizationCallback):
     compiled model, whose hooks don't fire; a layer that is not called exactly once per batch), the first of them runs
     one pass of its own for all, inside the guard.
 
-    A subclass says what to read (`taps`), keeps it (`begin`, `update`, in the accumulators of `metrics`), takes the
-    result of all ranks (`finish`), and draws it (`visualize`). Collectives happen in this class alone, at the end of
-    the pass, after the ranks agreed that none of them failed.
+    A subclass says what to read (`taps`), keeps it (`begin`, `update`, `end`, in the accumulators of `metrics`), takes
+    the result of all ranks (`finish`), and draws it (`visualize`). Collectives happen in this class alone, at the end
+    of the pass, after the ranks agreed that none of them failed.
 
     Args:
         at_start: Off: there is no validation pass before the first step.
@@ -90,6 +90,9 @@ class CollectingCallback(VisualizationCallback):
     def update(self, batch: Batch, values: Sequence[Any]) -> None:
         """Takes in one batch: what the taps kept, in their order."""
         raise NotImplementedError(f"{type(self).__name__} must override update().")
+
+    def end(self) -> None:
+        """The pass is over on this rank; the last thing before results are gathered that may fail on one rank alone."""
 
     def metrics(self) -> dict[str, Accumulator]:
         """The states that `finish` wants the results of."""
@@ -142,7 +145,12 @@ class CollectingCallback(VisualizationCallback):
     on_test_start = on_validation_start
 
     def on_validation_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         peers = _peers(trainer, dataloader_idx)
         if not peers or peers[0] is not self:
@@ -183,6 +191,9 @@ class CollectingCallback(VisualizationCallback):
             return
         self.collecting = False
         self._last = (trainer.global_step, trainer.current_epoch)
+        if self._ready:
+            with torch.inference_mode(False), torch.no_grad():
+                self.attempt_collecting(trainer, self.end)
         well = self._ready and not self._broken
         if trainer.world_size > 1:
             well = trainer.strategy.reduce_boolean_decision(well, all=True)
@@ -225,7 +236,9 @@ class CollectingCallback(VisualizationCallback):
     def _begin_batch(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
         if not self._ready:
             self.indices = SampleIndices(
-                dataloader(trainer, self.dataloader_idx), rank=trainer.global_rank, world_size=trainer.world_size
+                dataloader(trainer, self.dataloader_idx),
+                rank=trainer.global_rank,
+                world_size=trainer.world_size,
             )
             with looking(trainer, pl_module, seed=self.seed):
                 self.begin(trainer, pl_module)

@@ -23,7 +23,10 @@ from lit_viz.probing import dataloader, evenly_spaced
 from lit_viz.state import Accumulator, FeatureBank, Features
 from lit_viz.writer import Writer
 
-READ = "Each point is a validation image, placed by its features in {layer}. Images that the network holds for alike lie close."
+READ = (
+    "Each point is a validation image, placed by its features in {layer}. "
+    "Images that the network holds for alike lie close."
+)
 
 
 class Embeddings(CollectingCallback):
@@ -168,7 +171,12 @@ class Embeddings(CollectingCallback):
             return self._pictures(frame, {"PCA": points})
 
         def arguments(last: np.ndarray | None) -> dict[str, Any]:
-            return {"features": features.values.numpy(), "perplexity": self.perplexity, "init": last, "seed": self.seed}
+            return {
+                "features": features.values.numpy(),
+                "perplexity": self.perplexity,
+                "init": last,
+                "seed": self.seed,
+            }
 
         def done(embedded: np.ndarray) -> None:
             self.points["tsne"] = torch.from_numpy(embedded)
@@ -205,10 +213,18 @@ class Embeddings(CollectingCallback):
             kind, place = list(points.items())[-1]
             thumbnails = draw.to_uint8(frame.features.thumbnails.float() / 255)
             out[f"{frame.layer}/map"] = draw.thumbnail_map(
-                place, thumbnails, title=f"Validation images at their {kind} places · {frame.when}", subtitle=read, **common
+                place,
+                thumbnails,
+                title=f"{kind} map · {frame.when}",
+                subtitle=read,
+                **common,
             )
             out[f"{frame.layer}/grid"] = draw.thumbnail_grid(
-                place, thumbnails, title=f"Validation images by {kind}, on a grid · {frame.when}", subtitle=read, **common
+                place,
+                thumbnails,
+                title=f"{kind} grid · {frame.when}",
+                subtitle=read,
+                **common,
             )
         return out
 
@@ -244,10 +260,16 @@ class Embeddings(CollectingCallback):
         if not self.projector or self.features is None or not trainer.is_global_zero:
             return
         look_names = self._class_names
-        names = [look_names[i] if look_names and 0 <= i < len(look_names) else str(i) for i in self.features.labels.tolist()]
+        names = [
+            look_names[i] if look_names and 0 <= i < len(look_names) else str(i) for i in self.features.labels.tolist()
+        ]
         writer = Writer(trainer.loggers)
         writer.embedding(
-            f"{self.name}/{self._tapped[0]}", self.features.values, names, self.features.thumbnails, trainer.global_step
+            f"{self.name}/{self._tapped[0]}",
+            self.features.values,
+            names,
+            self.features.thumbnails,
+            trainer.global_step,
         )
         writer.flush()
 

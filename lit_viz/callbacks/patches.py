@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -32,7 +33,8 @@ class MaxActivatingPatches(CollectingCallback):
     For each channel of a layer the k strongest responses are kept, at most one per image, and the patch shown is what
     the unit saw: its exact receptive field, see `functional.receptive_field`. Where that is the whole image (vision
     transformers, layers behind squeeze-and-excitation) the picture says so. Responses are kept for all channels, in
-    O(channels × k) memory, and patches for those shown; both go into checkpoints.
+    O(channels × k) memory, and during the pass at most k 8-bit images for each channel shown. The result goes into
+    checkpoints.
 
     Tag: `patches/<layer>`, with more pages where there are many channels.
 
@@ -63,6 +65,7 @@ class MaxActivatingPatches(CollectingCallback):
         self.results: dict[str, Patches] = {}
         self._fields: dict[str, ReceptiveField] = {}
         self._metrics: dict[str, TopK] = {}
+        self._images: dict[int, Tensor] = {}
         self._pixels = PixelSpace()
         self._size = (0, 0)
 
@@ -80,6 +83,7 @@ class MaxActivatingPatches(CollectingCallback):
 
     def begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert self._probe is not None
+        self._images = {}
         colors = self._probe.images.shape[1]
         for name, field in self._fields.items():
             count = field.shape[0]
@@ -101,14 +105,21 @@ class MaxActivatingPatches(CollectingCallback):
         return [tap(name) for name in self._metrics]
 
     def update(self, batch: Batch, values: Sequence[Any]) -> None:
-        for name, responses in zip(self._metrics, values, strict=True):
-            def cut(
-                channels: Tensor, samples: Tensor, places: Tensor, field: ReceptiveField = self._fields[name]
-            ) -> tuple[Tensor, Tensor]:
-                which = (samples[:, None] == batch.samples[None]).int().argmax(dim=1)
-                return _patches(batch.images, which, field, channels.cpu(), places.cpu(), self._pixels)
+        for metric, responses in zip(self._metrics.values(), values, strict=True):
+            metric.update(responses)
+        # Patches are cut at the end; until then the images that still have one among the strongest are kept.
+        leading = torch.cat([m.top_samples[m.shown].flatten() for m in self._metrics.values()])
+        wanted = set(leading.tolist())
+        self._images = {sample: image for sample, image in self._images.items() if sample in wanted}
+        fresh = {s: i for i, s in enumerate(batch.samples.tolist()) if s in wanted and s not in self._images}
+        if fresh:
+            colors = self._pixels.to_color(batch.images[list(fresh.values())])
+            self._images |= dict(zip(fresh, (colors * 255).round().to("cpu", torch.uint8), strict=True))
 
-            self._metrics[name].update(responses, cut)
+    def end(self) -> None:
+        for name, metric in self._metrics.items():
+            metric.fill(partial(_patches, self._images, self._fields[name]))
+        self._images = {}
 
     def metrics(self) -> dict[str, Accumulator]:
         return dict(self._metrics)
@@ -148,7 +159,9 @@ class MaxActivatingPatches(CollectingCallback):
         else:
             what = f"Each patch is the {field.size[0]} × {field.size[1]} px that the unit sees"
         channels = len(result.top.values)
-        shown = f"{len(result.shown)} of {channels} channels" if len(result.shown) < channels else f"{channels} channels"
+        shown = (
+            f"{len(result.shown)} of {channels} channels" if len(result.shown) < channels else f"{channels} channels"
+        )
         counted = "" if self.indices is None or self.indices.exact else " Samples are counted as seen."
         inexact = f" Receptive field widened at {', '.join(field.approximations)}." if field.approximations else ""
         return (
@@ -201,27 +214,28 @@ def _kept_size(field: ReceptiveField) -> tuple[int, int]:
 
 
 def _patches(
-    images: Tensor, which: Tensor, field: ReceptiveField, channels: Tensor, places: Tensor, pixels: PixelSpace
+    images: Mapping[int, Tensor], field: ReceptiveField, channels: Tensor, samples: Tensor, places: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """What units saw: uint8 (M, C, h, w) of the kept size, and (M, h, w) bool, true where they saw something."""
+    """What units saw, for `TopK.fill`: patches of the kept size, and where they saw something."""
+    channels, places = channels.cpu(), places.cpu()
     rows, columns = places // field.shape[2], places % field.shape[2]
-    window = _window(field)
+    window, size = _window(field), _kept_size(field)
     boxes = field.boxes(channels, rows, columns)
     origins = field.frames(channels, rows, columns)[:, :2]
     for axis in (0, 1):
         if field.size[axis] >= field.image_size[axis]:
             origins[:, axis] = 0
-    patches, _ = functional.cut(images, which, origins.to(images.device), window)
+    # Fills what the unit did not see, in its image or beyond it, with nothing.
     y, x = (origins[:, a, None] + torch.arange(window[a]) for a in (0, 1))
     seen_y = (y >= boxes[:, 0, None]) & (y < boxes[:, 2, None])
     seen_x = (x >= boxes[:, 1, None]) & (x < boxes[:, 3, None])
-    seen = (seen_y[:, :, None] & seen_x[:, None, :]).to(images.device)
-    colors = pixels.to_color(patches)
-    size = _kept_size(field)
+    seen = seen_y[:, :, None] & seen_x[:, None, :]
+    stacked = torch.stack([images[sample] for sample in samples.tolist()])
+    patches, _ = functional.cut(stacked, torch.arange(len(stacked)), origins, window)
     if size != window:
-        colors = F.interpolate(colors, size=size, mode="area")
+        patches = F.interpolate(patches.float(), size=size, mode="area").round().to(torch.uint8)
         seen = F.interpolate(seen[:, None].float(), size=size, mode="area")[:, 0] > 0.5
-    return (colors * 255).round().to(torch.uint8), seen
+    return patches, seen
 
 
 def _on_cpu(result: Patches) -> Patches:

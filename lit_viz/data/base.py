@@ -78,9 +78,7 @@ class ImageDataModule(LightningDataModule):
 
     def _loader(self, dataset: Dataset | None, name: str, shuffle: bool = False) -> DataLoader:
         if dataset is None:
-            raise UsageError(
-                f"{type(self).__name__} has no {name} images yet: call setup(), or use a Trainer."
-            )
+            raise UsageError(f"{type(self).__name__} has no {name} images yet: call setup(), or use a Trainer.")
         # A last batch of one image would upset batch normalisation; but a single short batch must not vanish.
         drop_last = shuffle and isinstance(dataset, Sized) and len(dataset) >= self.batch_size
         return DataLoader(

@@ -102,9 +102,7 @@ class ImageFolderData(ImageDataModule):
         if val_dir is not None:
             self._samples["val"] = _list(Path(val_dir), self.class_names)
         else:
-            self._samples["train"], self._samples["val"] = _split(
-                self._samples["train"], val_fraction, split_seed
-            )
+            self._samples["train"], self._samples["val"] = _split(self._samples["train"], val_fraction, split_seed)
         if test_dir is not None:
             self._samples["test"] = _list(Path(test_dir), self.class_names)
 
@@ -113,9 +111,7 @@ class ImageFolderData(ImageDataModule):
             return
         sets = {part: self._prepared(part) for part in self._samples}
         if self.skipped:
-            warnings.warn(
-                f"left out {len(self.skipped)} broken image files: {_some(self.skipped)}.", stacklevel=2
-            )
+            warnings.warn(f"left out {len(self.skipped)} broken image files: {_some(self.skipped)}.", stacklevel=2)
         self.train_set = sets.get("train")
         self.val_set = sets["val"]
         self.test_set = self.predict_set = sets.get("test", sets["val"])
@@ -181,9 +177,7 @@ def _class_folders(folder: Path) -> list[str]:
     classes = sorted(d.name for d in folder.iterdir() if d.is_dir() and not d.name.startswith((".", "_")))
     loose = [f for f in sorted(folder.iterdir()) if _is_image(f)]
     if classes and loose:
-        raise UsageError(
-            f"{folder} holds class folders and loose images, such as {loose[0].name}; move these away."
-        )
+        raise UsageError(f"{folder} holds class folders and loose images, such as {loose[0].name}; move these away.")
     if not classes and not loose:
         raise UsageError(
             f"{folder} is empty: it needs a subfolder per class, or images ({', '.join(sorted(_SUFFIXES))})."
@@ -196,17 +190,14 @@ def _list(folder: Path, class_names: Sequence[str]) -> list[_Sample]:
     own = _class_folders(folder)
     if not class_names:
         if own:
-            raise UsageError(
-                f"{folder} holds classes ({_some(own)}), the other folder none; they must agree."
-            )
+            raise UsageError(f"{folder} holds classes ({_some(own)}), the other folder none; they must agree.")
         return [(f, UNLABELLED) for f in sorted(folder.iterdir()) if _is_image(f)]
     if not own:
         return [(f, UNLABELLED) for f in sorted(folder.iterdir()) if _is_image(f)]
     strangers = [name for name in own if name not in class_names]
     if strangers:
         raise UsageError(
-            f"{folder / strangers[0]} is a class that the training images lack; "
-            f"{nearest(strangers[0], class_names)}"
+            f"{folder / strangers[0]} is a class that the training images lack; {nearest(strangers[0], class_names)}"
         )
     samples = []
     for name in own:

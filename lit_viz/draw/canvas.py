@@ -215,9 +215,7 @@ class Canvas:
         """A filled rectangle."""
         self._draw.rectangle((round(x), round(y), round(x + width) - 1, round(y + height) - 1), fill=color)
 
-    def frame(
-        self, x: float, y: float, width: float, height: float, color: Color, thickness: int = 1
-    ) -> None:
+    def frame(self, x: float, y: float, width: float, height: float, color: Color, thickness: int = 1) -> None:
         """The outline of a rectangle, inside its edges."""
         box = (round(x), round(y), round(x + width) - 1, round(y + height) - 1)
         self._draw.rectangle(box, outline=color, width=thickness)

@@ -75,9 +75,7 @@ def colormap(name: str, entries: int = _ENTRIES) -> NDArray[np.float64]:
         else:
             positions = np.linspace(0, 2 * half - 2, entries)
             full = np.concatenate([low, high[-2::-1]])
-            table = np.stack(
-                [np.interp(positions, np.arange(len(full)), full[:, c]) for c in range(3)], axis=1
-            )
+            table = np.stack([np.interp(positions, np.arange(len(full)), full[:, c]) for c in range(3)], axis=1)
     else:
         source = _sampled(name)
         at = np.linspace(0, len(source) - 1, entries)
@@ -134,9 +132,7 @@ def colorize(
     found_low, found_high = limits(numbers, cmap=cmap)
     bottom = found_low if low is None else float(low)
     top = found_high if high is None else float(high)
-    if not (np.isfinite(bottom) and np.isfinite(top)) or (
-        low is not None and high is not None and top < bottom
-    ):
+    if not (np.isfinite(bottom) and np.isfinite(top)) or (low is not None and high is not None and top < bottom):
         raise UsageError(f"The colour range must be finite with low <= high, got low={low}, high={high}.")
     missing = np.isnan(numbers)
     position = np.where(missing, 0.0, positions(numbers, cmap, bottom, top))

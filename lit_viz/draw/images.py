@@ -158,7 +158,5 @@ def masked(pixels: Image.Image, inside: NDArray[np.bool_]) -> Image.Image:
     """Hatches what lies outside; `inside` (h, w) is stretched to the picture."""
     if inside.all():
         return pixels
-    keep = Image.fromarray(np.where(inside, 255, 0).astype(np.uint8)).resize(
-        pixels.size, Image.Resampling.NEAREST
-    )
+    keep = Image.fromarray(np.where(inside, 255, 0).astype(np.uint8)).resize(pixels.size, Image.Resampling.NEAREST)
     return Image.composite(pixels, Image.fromarray(hatch(pixels.height, pixels.width)), keep)

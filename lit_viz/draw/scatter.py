@@ -93,8 +93,7 @@ def class_colors(
         most = np.lexsort((present, -counts))[:_PALETTE]
         shown = tuple(sorted(int(present[i]) for i in most))
     names = tuple(
-        str(class_names[c]) if class_names is not None and 0 <= c < len(class_names) else str(c)
-        for c in shown
+        str(class_names[c]) if class_names is not None and 0 <= c < len(class_names) else str(c) for c in shown
     )
     return ClassColors(shown, names, len(set(present.tolist()) - set(shown)))
 
@@ -207,9 +206,7 @@ def placed(points: NDArray[np.float64], width: int, height: int, margin: int) ->
     return offset + np.array([width / 2, height / 2])
 
 
-def legend_picture(
-    page: Page, key: ClassColors | None, width: int, most_lines: int = 5
-) -> Image.Image | None:
+def legend_picture(page: Page, key: ClassColors | None, width: int, most_lines: int = 5) -> Image.Image | None:
     """Swatches with names in flowing lines, capped; None where there is nothing to list."""
     if key is None or not (key.shown or key.others):
         return None
@@ -279,9 +276,7 @@ def _cloud(
     where[finite] = placed(points[finite], width, height, page.px(26))
     # In a fixed random order no class lies on top of the others; grey ones go first.
     order = np.random.default_rng(0).permutation(np.flatnonzero(finite))
-    gray = np.array(
-        [key is not None and labels is not None and int(labels[i]) not in key.shown for i in order]
-    )
+    gray = np.array([key is not None and labels is not None and int(labels[i]) not in key.shown for i in order])
     draw, edge = ImageDraw.Draw(picture), 0.28 * radius if finite.sum() <= 3000 else 0.0
     for i in np.concatenate([order[gray], order[~gray]]):
         color, square = _PLAIN, False

@@ -121,9 +121,7 @@ def sheet(
     return page.finish(canvas.image)
 
 
-def _plan(
-    page: Page, cards: Sequence[Card], shapes: Sequence[tuple[int, int]], across: int, heading: int
-) -> _Plan:
+def _plan(page: Page, cards: Sequence[Card], shapes: Sequence[tuple[int, int]], across: int, heading: int) -> _Plan:
     """Tries all numbers of columns, captions below or beside; takes what makes the pictures largest."""
     px, (width, height) = page.px, page.room
     lines = (any(c.caption or c.correct is not None for c in cards), any(c.detail for c in cards))

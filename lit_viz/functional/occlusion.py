@@ -88,7 +88,8 @@ def occlusion(
     window, stride = check_window(window, stride, size)
     if output not in ("probability", "score") or returns not in ("heatmap", "attribution"):
         raise UsageError(
-            f"output is 'probability' or 'score' and returns is 'heatmap' or 'attribution', not {output!r}, {returns!r}."
+            f"output is 'probability' or 'score', and returns is 'heatmap' or 'attribution', "
+            f"not {output!r} and {returns!r}."
         )
     if batch_size is not None and batch_size < 1:
         raise UsageError(f"batch_size must be at least 1, got {batch_size}.")
@@ -130,9 +131,7 @@ def positions(size: tuple[int, int], window: tuple[int, int], stride: tuple[int,
     return rows, columns
 
 
-def windows(
-    size: tuple[int, int], window: tuple[int, int], stride: tuple[int, int]
-) -> list[tuple[int, int, int, int]]:
+def windows(size: tuple[int, int], window: tuple[int, int], stride: tuple[int, int]) -> list[tuple[int, int, int, int]]:
     """All windows in row order as (top, left, bottom, right), the last two exclusive and inside the image."""
     rows, columns = positions(size, window, stride)
     return [
@@ -147,9 +146,7 @@ def windows(
     ]
 
 
-def spread(
-    values: Tensor, size: tuple[int, int], window: tuple[int, int], stride: tuple[int, int]
-) -> Tensor:
+def spread(values: Tensor, size: tuple[int, int], window: tuple[int, int], stride: tuple[int, int]) -> Tensor:
     """From values per window (N, rows, columns) to their mean over the windows that cover each pixel, (N, H, W)."""
     total = values.new_zeros(len(values), *size)
     count = values.new_zeros(size)

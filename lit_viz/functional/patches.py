@@ -120,4 +120,4 @@ def cut(images: Tensor, which: Tensor, origins: Tensor, size: tuple[int, int]) -
     inside = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[:, None, :]
     rows, columns = rows.clamp(0, height - 1), columns.clamp(0, width - 1)
     boxes = images[which[:, None, None], :, rows[:, :, None], columns[:, None, :]].movedim(-1, 1)
-    return boxes * inside[:, None], inside
+    return boxes.masked_fill(~inside[:, None], 0), inside

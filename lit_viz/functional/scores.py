@@ -71,8 +71,7 @@ def resolve_target(scores: Tensor, target: Target) -> Tensor:
     bad = (indices < 0) | (indices >= classes)
     if bad.any():
         raise UsageError(
-            f"class index {int(indices[bad][0])} is out of range: the model has {classes} classes, "
-            f"0 to {classes - 1}."
+            f"class index {int(indices[bad][0])} is out of range: the model has {classes} classes, 0 to {classes - 1}."
         )
     return indices
 

@@ -70,8 +70,7 @@ def tsne(
 
 def serve() -> None:
     """Answers jobs until standard input closes: one JSON line names an .npz of arguments and where the answer goes."""
-    if hasattr(os, "nice"):
-        os.nice(19)  # training comes first
+    _stand_back()
     for line in sys.stdin:
         job = json.loads(line)
         answer = Path(job["answer"])
@@ -80,9 +79,22 @@ def serve() -> None:
                 result = {"points": tsne(**{k: _plain(v) for k, v in arguments.items()})}
         except Exception:
             result = {"error": np.array(traceback.format_exc())}
+        Path(job["arguments"]).unlink(missing_ok=True)
         partial = answer.with_suffix(".partial.npz")
         np.savez(partial, **result)
         partial.replace(answer)  # appears whole or not at all
+
+
+def _stand_back() -> None:
+    """Runs only where training leaves a core idle.
+
+    A low priority is not enough: the threads of a training step wait for each other at every operation, so that each
+    time slice the worker gets on one core stalls all cores.
+    """
+    if hasattr(os, "nice"):
+        os.nice(19)
+    if hasattr(os, "SCHED_IDLE"):
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 
 
 def _plain(value: np.ndarray) -> np.ndarray | float | int:

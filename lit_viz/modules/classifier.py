@@ -76,9 +76,7 @@ class ImageClassifier(LightningModule):
         if lr_interval not in ("epoch", "step"):
             raise UsageError(f"lr_interval must be 'epoch' or 'step', got {lr_interval!r}.")
         self.save_hyperparameters(ignore=["optimizer", "lr_scheduler"])
-        loaded = load_network(
-            model, num_classes=num_classes, in_channels=in_channels, weights=weights, options=options
-        )
+        loaded = load_network(model, num_classes=num_classes, in_channels=in_channels, weights=weights, options=options)
         self.network: nn.Module = loaded.module
         self.class_names: list[str] | None = None if loaded.class_names is None else list(loaded.class_names)
         self.pixel_space: PixelSpace | None = loaded.pixel_space
@@ -155,9 +153,7 @@ class ImageClassifier(LightningModule):
         return output[0], [other for other in output[1:] if other is not None]
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return F.cross_entropy(
-            logits.float(), labels, ignore_index=_IGNORED, label_smoothing=self.label_smoothing
-        )
+        return F.cross_entropy(logits.float(), labels, ignore_index=_IGNORED, label_smoothing=self.label_smoothing)
 
     def _targets(self, labels: Tensor, logits: Tensor, stage: str) -> Tensor:
         """Labels with `_IGNORED` in place of all that don't say one of the network's classes."""

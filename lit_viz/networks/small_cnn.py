@@ -38,9 +38,7 @@ class SmallCNN(nn.Module):
             if value < 1:
                 raise UsageError(f"{name} must be at least 1, got {value}.")
         if kernel_size < 1 or kernel_size % 2 == 0:
-            raise UsageError(
-                f"kernel_size must be odd, so that maps stay centred, got {kernel_size}; take 7 or 9."
-            )
+            raise UsageError(f"kernel_size must be odd, so that maps stay centred, got {kernel_size}; take 7 or 9.")
         self.conv1 = nn.Conv2d(in_channels, width, kernel_size, stride, padding=kernel_size // 2, bias=False)
         self.norm1 = nn.BatchNorm2d(width)
         self.relu1 = nn.ReLU()

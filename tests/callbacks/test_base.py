@@ -47,7 +47,9 @@ def fitted(callback: Any, module: L.LightningModule | None = None, data: Any = N
 
 
 def steps(**kwargs: Any) -> list[int]:
-    run = {k: kwargs.pop(k) for k in list(kwargs) if k in ("max_epochs", "val_check_interval", "accumulate_grad_batches")}
+    run = {
+        k: kwargs.pop(k) for k in list(kwargs) if k in ("max_epochs", "val_check_interval", "accumulate_grad_batches")
+    }
     return [look.step for look in fitted(Notes(**kwargs), **{"max_epochs": 4, **run}).looks]
 
 
@@ -177,7 +179,13 @@ def test_other_numbers_of_channels(channels: int) -> None:
     callbacks = [c(on_error="raise") for c in (Filters, Saliency, Occlusion, MaxActivatingPatches)]
     callbacks.append(Embeddings(methods=["pca"], on_error="raise"))
     trainer(callbacks, logger=recorder, max_epochs=1).fit(Net(), data, data)
-    assert {t.split("/")[0] for t in recorder.tags} == {"filters", "saliency", "occlusion", "patches", "embeddings"}
+    assert {t.split("/")[0] for t in recorder.tags} == {
+        "filters",
+        "saliency",
+        "occlusion",
+        "patches",
+        "embeddings",
+    }
 
 
 class DictModule(TinyModule):

@@ -32,7 +32,9 @@ def test_saliency_draws_what_the_function_gives(module: TinyModule, monkeypatch:
     seen: dict[str, Any] = {}
     original = file.attribution_sheet
     monkeypatch.setattr(
-        file, "attribution_sheet", lambda look, maps, **k: (seen.update(look=look, maps=maps), original(look, maps, **k))[1]
+        file,
+        "attribution_sheet",
+        lambda look, maps, **k: (seen.update(look=look, maps=maps), original(look, maps, **k))[1],
     )
     validated(Saliency(num_images=5, on_error="raise"), module)
     expected = functional.saliency(module, seen["look"].images, seen["look"].labels)
@@ -46,7 +48,9 @@ def test_occlusion_covers_with_grey(module: TinyModule, monkeypatch: pytest.Monk
     seen: dict[str, Any] = {}
     original = file.attribution_sheet
     monkeypatch.setattr(
-        file, "attribution_sheet", lambda look, maps, **k: (seen.update(look=look, maps=maps), original(look, maps, **k))[1]
+        file,
+        "attribution_sheet",
+        lambda look, maps, **k: (seen.update(look=look, maps=maps), original(look, maps, **k))[1],
     )
     callback = Occlusion(num_images=2, window=5, stride=4, mean=[0.4, 0.5, 0.6], std=[0.2, 0.5, 0.1], on_error="raise")
     validated(callback, module)
@@ -136,7 +140,9 @@ def test_successive_embeddings_start_from_the_last(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(background.EmbeddingWorker, "submit", submit)
     callback, results = Embeddings(projector=False, thumbnails=False, on_error="raise"), []
     pictures = callback._pictures
-    monkeypatch.setattr(callback, "_pictures", lambda frame, p: (results.append(p["t-SNE"].numpy()), pictures(frame, p))[1])
+    monkeypatch.setattr(
+        callback, "_pictures", lambda frame, p: (results.append(p["t-SNE"].numpy()), pictures(frame, p))[1]
+    )
     trainer([callback], logger=Recorder(), max_epochs=3).fit(TinyModule(), *loaders())
     assert len(inits) == len(results) == 3
     assert inits[0] is None
@@ -159,7 +165,10 @@ def test_three_collecting_callbacks_cost_no_forward_pass() -> None:
             return super().forward(images)
 
     counts = []
-    for callbacks in ([], [MaxActivatingPatches(), MaxActivatingPatches(name="b"), Embeddings(methods=["pca"])]):
+    for callbacks in (
+        [],
+        [MaxActivatingPatches(), MaxActivatingPatches(name="b"), Embeddings(methods=["pca"])],
+    ):
         Counting.images = 0
         trainer(callbacks, logger=Recorder()).validate(Counting(), DataLoader(Blobs(48, 1), 8), verbose=False)
         counts.append(Counting.images)

@@ -50,8 +50,16 @@ def main(folder: Path) -> None:
 
     # One rank fails, at every place where one can, and the run goes on.
     for failing in (0, 1):
-        for name, place in (("Saliency", "visualize"), ("MaxActivatingPatches", "visualize"), ("Embeddings", "update")):
-            classes = {"Saliency": Saliency, "MaxActivatingPatches": MaxActivatingPatches, "Embeddings": Embeddings}
+        for name, place in (
+            ("Saliency", "visualize"),
+            ("MaxActivatingPatches", "visualize"),
+            ("Embeddings", "update"),
+        ):
+            classes = {
+                "Saliency": Saliency,
+                "MaxActivatingPatches": MaxActivatingPatches,
+                "Embeddings": Embeddings,
+            }
             callback = classes[name]()
             original = getattr(callback, place)
 

@@ -196,7 +196,10 @@ def test_a_model_that_fails_in_a_look_is_left_clean(case: Case) -> None:
 def test_any_batch_that_holds_images(case: Case, kind: str) -> None:
     def collate(samples: list[Any]) -> Any:
         images, labels = torch.utils.data.default_collate(samples)
-        shapes = {"list": [images, labels], "dict": {"pixel_values": images, "labels": labels, "id": labels + 100}}
+        shapes = {
+            "list": [images, labels],
+            "dict": {"pixel_values": images, "labels": labels, "id": labels + 100},
+        }
         return shapes.get(kind, ({"image": images}, {"target": labels}))
 
     train, val = (DataLoader(Blobs(n, i), 8, collate_fn=collate) for i, n in enumerate((16, 14)))

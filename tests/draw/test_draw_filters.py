@@ -43,9 +43,7 @@ def test_constant_filters_are_mid_grey_and_nan_is_zero() -> None:
 )  # fmt: skip
 @pytest.mark.parametrize("max_size", [400, 1000])
 def test_filter_grid_fits(shape: tuple[int, ...], max_size: int) -> None:
-    page = draw.filter_grid(
-        torch.randn(shape), title="Filters", subtitle="Each by itself.", max_size=max_size
-    )
+    page = draw.filter_grid(torch.randn(shape), title="Filters", subtitle="Each by itself.", max_size=max_size)
     assert page.dtype == np.uint8 and max(page.shape[:2]) <= max_size
     assert (page[:4] == 255).all() and (page[:, -4:] == 255).all() and (page != 255).mean() > 0.02
 

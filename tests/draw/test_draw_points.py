@@ -39,9 +39,7 @@ def test_every_class_has_its_color_and_others_are_grey() -> None:
     page = draw.scatter(points, labels)
     assert all(has(page, color) for color in draw.CVD_SAFE_10)
     page = draw.scatter(points, np.where(labels == 0, 0, -1))
-    assert (
-        has(page, draw.CVD_SAFE_10[0]) and not has(page, draw.CVD_SAFE_10[1]) and has(page, (196, 200, 206))
-    )
+    assert has(page, draw.CVD_SAFE_10[0]) and not has(page, draw.CVD_SAFE_10[1]) and has(page, (196, 200, 206))
     page = draw.scatter(points, labels, highlight=[7])
     assert has(page, draw.CVD_SAFE_10[0]) and not has(page, draw.CVD_SAFE_10[1])
 

@@ -32,9 +32,7 @@ def check(page: np.ndarray, max_size: int = 1000) -> None:
 @pytest.mark.parametrize("across", [1, 3, 4])
 def test_sheet_fits_whatever_it_holds(count: int, shape: tuple[int, int], across: int) -> None:
     image = picture(*shape)
-    cards = [
-        draw.Card([image] * across, f"class {i}  p = 0.93", "label: it", i % 2 == 0) for i in range(count)
-    ]
+    cards = [draw.Card([image] * across, f"class {i}  p = 0.93", "label: it", i % 2 == 0) for i in range(count)]
     columns = ["image", "saliency", "overlay", "more"][:across]
     check(draw.sheet(cards, columns=columns, title="Saliency · step 1 200", subtitle="How to read it."))
 
@@ -146,9 +144,7 @@ def test_sheet_refuses_bad_input() -> None:
 @pytest.mark.parametrize("side", [5, 11, 51, 99, 224])
 def test_patch_sheet_fits(rows: int, side: int) -> None:
     content = [
-        draw.PatchRow(
-            f"ch {i}", RNG.integers(0, 256, (9, side, side, 3), dtype=np.uint8), RNG.uniform(0, 20, 9)
-        )
+        draw.PatchRow(f"ch {i}", RNG.integers(0, 256, (9, side, side, 3), dtype=np.uint8), RNG.uniform(0, 20, 9))
         for i in range(rows)
     ]
     page = draw.patch_sheet(content, title="Patches · layer4", subtitle="Strongest first.")

@@ -162,9 +162,7 @@ def test_windows_of_attention() -> None:
 
 
 def test_attention_over_all_tokens_is_global() -> None:
-    model = tv.VisionTransformer(
-        image_size=32, patch_size=8, num_layers=2, num_heads=2, hidden_dim=16, mlp_dim=16
-    )
+    model = tv.VisionTransformer(image_size=32, patch_size=8, num_layers=2, num_heads=2, hidden_dim=16, mlp_dim=16)
     model.heads.head.weight.data.normal_()
     layers = ["conv_proj", "encoder.layers.encoder_layer_0.ln_1", "encoder.layers.encoder_layer_0", "heads"]
     assert_exact(model, (3, 32, 32), layers, oracle=copy.deepcopy(model).double().eval())

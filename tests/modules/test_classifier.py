@@ -165,9 +165,7 @@ def test_a_seed_gives_the_same_weights():
 
 
 def test_checkpoints_are_safe_to_load_and_serve_as_weights(tmp_path: Path):
-    module = classifier(
-        optimizer=torch.optim.SGD, lr_scheduler=lambda o: torch.optim.lr_scheduler.StepLR(o, 1)
-    )
+    module = classifier(optimizer=torch.optim.SGD, lr_scheduler=lambda o: torch.optim.lr_scheduler.StepLR(o, 1))
     run = trainer()
     run.fit(module, batches([0, 1, 2, 3, 4, 5]))
     file = tmp_path / "last.ckpt"

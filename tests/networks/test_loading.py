@@ -125,9 +125,7 @@ def assert_same(network: nn.Module, reference: nn.Module) -> None:
         assert key == other and torch.equal(value, expected)
 
 
-@pytest.mark.parametrize(
-    "prefix", ["", "network.", "model.net.", "_orig_mod.", "network._orig_mod.", "module."]
-)
+@pytest.mark.parametrize("prefix", ["", "network.", "model.net.", "_orig_mod.", "network._orig_mod.", "module."])
 @pytest.mark.parametrize("wrapped", [True, False])
 def test_checkpoints(tmp_path: Path, trained: SmallCNN, prefix: str, wrapped: bool):
     state = {prefix + key: value for key, value in trained.state_dict().items()}
@@ -144,9 +142,7 @@ def test_checkpoints(tmp_path: Path, trained: SmallCNN, prefix: str, wrapped: bo
 def test_checkpoint_with_other_classes_warns_and_keeps_the_body(tmp_path: Path, trained: SmallCNN):
     torch.save(trained.state_dict(), tmp_path / "w.pt")
     with pytest.warns(UserWarning, match="trained for 4 classes; the head starts anew, for 9"):
-        network = load_network(
-            "small_cnn", num_classes=9, weights=tmp_path / "w.pt", options={"width": 4}
-        ).module
+        network = load_network("small_cnn", num_classes=9, weights=tmp_path / "w.pt", options={"width": 4}).module
     assert torch.equal(network.conv3.weight, trained.conv3.weight)
     assert network(torch.randn(1, 3, 32, 32)).shape == (1, 9)
 
@@ -154,9 +150,7 @@ def test_checkpoint_with_other_classes_warns_and_keeps_the_body(tmp_path: Path, 
 def test_checkpoint_with_other_channels_responds_the_same_to_grey(tmp_path: Path, trained: SmallCNN):
     torch.save(trained.state_dict(), tmp_path / "w.pt")
     with pytest.warns(UserWarning, match="trained on images of 3 channels"):
-        network = load_network(
-            "small_cnn", in_channels=1, weights=tmp_path / "w.pt", options={"width": 4}
-        ).module
+        network = load_network("small_cnn", in_channels=1, weights=tmp_path / "w.pt", options={"width": 4}).module
     grey = torch.randn(2, 1, 32, 32)
     torch.testing.assert_close(network.eval()(grey), trained.eval()(grey.expand(-1, 3, -1, -1)))
 
@@ -205,9 +199,7 @@ def test_offline_says_where_the_file_goes(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_torchvision_weights_bring_names_and_pixels(monkeypatch: pytest.MonkeyPatch):
     state = torchvision.models.squeezenet1_1().state_dict()
-    monkeypatch.setattr(
-        torchvision.models.SqueezeNet1_1_Weights, "get_state_dict", lambda self, *args, **kwargs: state
-    )
+    monkeypatch.setattr(torchvision.models.SqueezeNet1_1_Weights, "get_state_dict", lambda self, *args, **kwargs: state)
     network = load_network("squeezenet1_1", weights="IMAGENET1K_V1")
     assert len(network.class_names) == 1000 and network.class_names[0] == "tench"
     assert network.pixel_space.mean == (0.485, 0.456, 0.406)

@@ -56,10 +56,7 @@ class Shadow:
     def union(self, other: Shadow) -> Shadow:
         """The bounding boxes of both, element by element."""
         shape = self.reach[0].shape
-        reach = (
-            torch.maximum(core(a), core(b)).expand(shape)
-            for a, b in zip(self.reach, other.reach, strict=True)
-        )
+        reach = (torch.maximum(core(a), core(b)).expand(shape) for a, b in zip(self.reach, other.reach, strict=True))
         return Shadow(tuple(reach), tuple(dict.fromkeys(self.inexact + other.inexact)))
 
 
@@ -188,10 +185,7 @@ def _propagate(call: Call, outs: list[Tensor], shadows: dict[int, Shadow | None]
         reaches = carry({name: _reach(value, shadows, side, name) for name, value in call.args.items()})
         if isinstance(reaches, Tensor):
             fits = [out.shape == call.out.shape for out in outs]
-            reaches = [
-                reaches if fit else _union([reaches]).expand(o.shape)
-                for o, fit in zip(outs, fits, strict=True)
-            ]
+            reaches = [reaches if fit else _union([reaches]).expand(o.shape) for o, fit in zip(outs, fits, strict=True)]
         sides.append(reaches)
     return [_tidy(reach, inexact, known) for reach in zip(*sides, strict=True)]
 

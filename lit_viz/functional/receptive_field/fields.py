@@ -215,9 +215,7 @@ class Run:
         self.shape, self.shadow = tuple(output.shape), shadow
 
 
-def trace(
-    model: nn.Module, image: Tensor | Sequence[int], modules: Mapping[str, nn.Module]
-) -> dict[str, Run]:
+def trace(model: nn.Module, image: Tensor | Sequence[int], modules: Mapping[str, nn.Module]) -> dict[str, Run]:
     """Runs a model once and notes what its layers' outputs depend on.
 
     Args:
@@ -261,9 +259,7 @@ def field_of(name: str, run: Run, size: tuple[int, int]) -> ReceptiveField:
         )
     top, bottom, left, right = (core(as_maps(r, image_size=size)[0]) for r in run.shadow.reach)
     shape = (2, *as_maps(torch.empty(run.shape, device="meta"), image_size=size).shape[1:])
-    spans = [
-        _spans(*sides, n).expand(shape) for sides, n in zip(((top, bottom), (left, right)), size, strict=True)
-    ]
+    spans = [_spans(*sides, n).expand(shape) for sides, n in zip(((top, bottom), (left, right)), size, strict=True)]
     return ReceptiveField(name, size, *spans, run.shadow.inexact)
 
 
@@ -356,9 +352,7 @@ def _frames(spans: Tensor, length: int, axis: int) -> _Frames:
     return _Frames(frames.movedim(-1, axis).expand(shape), size, strides.pop() if regular else None)
 
 
-def _line(
-    start: Tensor, known_start: Tensor, stop: Tensor, known_stop: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def _line(start: Tensor, known_start: Tensor, stop: Tensor, known_stop: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Fits start = a + s·i and stop = b + s·i, with one s, to the known entries of `start` and `stop`.
 
     Args:

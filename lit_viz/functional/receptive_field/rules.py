@@ -92,8 +92,7 @@ def core(x: Tensor, keep: Iterable[int] = ()) -> Tensor:
     """One copy of each repeated dimension: those of stride 0, except the ones to `keep`, shrink to size 1."""
     kept = {d % x.dim() for d in keep} if x.dim() else set()
     shape = [
-        1 if stride == 0 and d not in kept else n
-        for d, (n, stride) in enumerate(zip(x.shape, x.stride(), strict=True))
+        1 if stride == 0 and d not in kept else n for d, (n, stride) in enumerate(zip(x.shape, x.stride(), strict=True))
     ]
     return x if shape == list(x.shape) else x.as_strided(shape, x.stride())
 
@@ -253,9 +252,7 @@ def _pad(call: Call) -> Callable[[Tensor], Tensor]:
     return lambda x: F.pad(core(x, keep), pad).expand(call.out.shape)
 
 
-@_unary(
-    "reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d replication_pad3d"
-)
+@_unary("reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d replication_pad3d")
 def _mirror(call: Call) -> Callable[[Tensor], Tensor]:
     keep = range(-len(call.args["padding"]) // 2, 0)
     return lambda x: call.func(core(x, keep), call.args["padding"]).expand(call.out.shape)

