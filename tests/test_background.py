@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -164,6 +163,7 @@ def test_finish_gives_up(worker: EmbeddingWorker) -> None:
     assert worker._process.wait(LONG) == 0
 
 
+@pytest.mark.filterwarnings("error")
 def test_close_leaves_nothing_behind() -> None:
     worker = EmbeddingWorker()
     worker.close()
@@ -171,9 +171,7 @@ def test_close_leaves_nothing_behind() -> None:
     assert worker._process is not None and worker._folder is not None
     process, folder = worker._process, Path(worker._folder.name)
     assert folder.exists()
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        worker.close()
+    worker.close()
     assert process.returncode is not None and not folder.exists() and not worker.busy
     assert process.stdin is None or process.stdin.closed
     worker.close()

@@ -84,7 +84,7 @@ class Occlusion(VisualizationCallback):
         return {
             "probe": attribution_sheet(
                 look,
-                heat,
+                functional.on_image(heat, tuple(look.images.shape[-2:]), window, stride),
                 name=what,
                 title="Occlusion",
                 subtitle=f"The {what} of the named class while a {cover} {_size(window)} px patch covers that place "

@@ -2,7 +2,7 @@
 
 from lit_viz.functional.embedding import PCA, align_signs, pca
 from lit_viz.functional.filters import filters, roughness
-from lit_viz.functional.occlusion import check_window, occlusion
+from lit_viz.functional.occlusion import check_window, occlusion, on_image
 from lit_viz.functional.patches import TopResponses, cut, merge, strongest
 from lit_viz.functional.receptive_field import (
     LayerInfo,
@@ -30,6 +30,7 @@ __all__ = [
     "layer_table",
     "merge",
     "occlusion",
+    "on_image",
     "pca",
     "probabilities",
     "receptive_field",

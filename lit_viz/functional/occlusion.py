@@ -157,6 +157,34 @@ def spread(values: Tensor, size: tuple[int, int], window: tuple[int, int], strid
     return total / count.clamp(min=1)
 
 
+def on_image(values: Tensor, size: tuple[int, int], window: Pair, stride: Pair) -> Tensor:
+    """Brings a heat map to the image: each pixel takes the value of the window whose centre is nearest.
+
+    Args:
+        values: (N, rows, columns), from `occlusion`.
+        size: Height and width of the image.
+        window: As given to `occlusion`.
+        stride: As given to `occlusion`.
+
+    Returns:
+        (N, H, W).
+
+    >>> on_image(torch.tensor([[[1.0, 2.0]]]), (2, 6), window=(2, 4), stride=2)
+    tensor([[[1., 1., 1., 2., 2., 2.],
+             [1., 1., 1., 2., 2., 2.]]])
+    """
+    w, s = check_window(window, stride, size)
+    boxes = torch.tensor(windows(size, w, s), dtype=torch.float64).reshape(*positions(size, w, s), 4)
+    picks = []
+    for centres, length in (
+        ((boxes[:, 0, 0] + boxes[:, 0, 2]) / 2, size[0]),
+        ((boxes[0, :, 1] + boxes[0, :, 3]) / 2, size[1]),
+    ):
+        places = torch.arange(length, dtype=torch.float64)[:, None] + 0.5
+        picks.append((places - centres).abs().argmin(dim=1).to(values.device))
+    return values[:, picks[0]][:, :, picks[1]]
+
+
 def check_window(window: Pair, stride: Pair, size: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
     """Window and stride as pairs.
 

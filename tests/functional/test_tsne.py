@@ -51,6 +51,9 @@ def test_is_reproducible_and_leaves_the_input_alone() -> None:
     features, state = digits()[:100].copy(), np.random.get_state()[1].copy()
     first = tsne(features, seed=3)
     assert np.array_equal(tsne(features, seed=3), first)
+    line = features[:, 10:11]  # has no plane to start from: the start is random
+    assert np.array_equal(tsne(line, seed=3), tsne(line, seed=3))
+    assert not np.array_equal(tsne(line, seed=3), tsne(line, seed=4))
     assert np.array_equal(features, digits()[:100]) and np.array_equal(np.random.get_state()[1], state)
 
 
