@@ -201,9 +201,24 @@ class VisualizationCallback(Callback):
 
     # When.
 
-    @property
-    def state_key(self) -> str:
-        return f"{type(self).__qualname__}[{self.name}]"
+    def memory(self) -> dict[str, Any]:
+        """What a checkpoint keeps of the callback: tensors and plain values by name; nothing by default."""
+        return {}
+
+    def remember(self, memory: dict[str, Any]) -> None:
+        """Takes back what `memory` gave."""
+
+    # Under a key of our own: Lightning wants those of `state_dict` unique before two of a class can be told apart.
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        memory = self.memory()
+        if memory:
+            checkpoint.setdefault("lit_viz", {})[self.name] = memory
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        memory = checkpoint.get("lit_viz", {}).get(self.name)
+        if memory:
+            self.attempt(trainer, lambda: self.remember(memory), "take its memory from the checkpoint")
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         # Two of a class: the second writes beside the first, not over it.

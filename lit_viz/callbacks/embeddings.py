@@ -286,12 +286,12 @@ class Embeddings(CollectingCallback):
             self._worker.close()
             self._worker = None
 
-    def state_dict(self) -> dict[str, Any]:
+    def memory(self) -> dict[str, Any]:
         return {} if self._samples is None else {"samples": self._samples, "points": dict(self.points)}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._samples = state_dict.get("samples")
-        self.points = dict(state_dict.get("points", {}))
+    def remember(self, memory: dict[str, Any]) -> None:
+        self._samples = memory.get("samples")
+        self.points = dict(memory.get("points", {}))
 
 
 @dataclass(frozen=True)

@@ -180,17 +180,17 @@ class MaxActivatingPatches(CollectingCallback):
             raise UsageError(f"layer '{name}' has channels 0 to {channels - 1}; {list(self.channels)} was asked for.")
         return wanted
 
-    def state_dict(self) -> dict[str, Any]:
+    def memory(self) -> dict[str, Any]:
         return {
             name: {**asdict(r.top), "shown": r.shown, "images": r.images, "inside": r.inside}
             for name, r in self.results.items()
         }
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def remember(self, memory: dict[str, Any]) -> None:
         top = [f.name for f in fields(TopResponses)]
         self.results = {
             name: Patches(TopResponses(*(s[f] for f in top)), s["shown"], s["images"], s["inside"])
-            for name, s in state_dict.items()
+            for name, s in memory.items()
         }
 
 

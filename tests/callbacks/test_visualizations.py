@@ -180,3 +180,22 @@ def test_three_collecting_callbacks_cost_no_forward_pass() -> None:
 
 def test_filters_show_a_change_only_once_there_is_one(module: TinyModule) -> None:
     assert validated(Filters(change=True, on_error="raise"), module).tags == {"filters/net.conv1"}
+
+
+@pytest.mark.parametrize("make", [MaxActivatingPatches, lambda **k: Embeddings(projector=False, **k)])
+def test_memory_survives_a_checkpoint(make: Any, tmp_path: Any) -> None:
+    """What the last pass found is there again before the resumed run has made one."""
+    from lightning.pytorch.callbacks import ModelCheckpoint
+
+    first, keep = make(on_error="raise"), ModelCheckpoint(tmp_path, filename="one")
+    runner = trainer([first, keep], max_epochs=1, enable_checkpointing=True)
+    runner.fit(TinyModule(), *loaders())
+    runner.save_checkpoint(tmp_path / "end.ckpt")
+    second = make(on_error="raise")
+    trainer([second], max_epochs=1).fit(TinyModule(), *loaders(), ckpt_path=tmp_path / "end.ckpt")
+
+    def flat(memory: Any) -> list[torch.Tensor]:
+        return [t for v in memory.values() for t in (flat(v) if isinstance(v, dict) else [v])]
+
+    assert flat(first.memory())
+    assert all(torch.equal(a, b) for a, b in zip(flat(first.memory()), flat(second.memory()), strict=True))

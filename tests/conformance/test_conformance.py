@@ -106,8 +106,9 @@ def test_sanity_check_alone_logs_nothing(case: Case) -> None:
 @every_case
 def test_two_of_a_class_write_side_by_side(case: Case) -> None:
     recorder = Recorder()
-    callbacks = [case.make(on_error="raise"), case.make(on_error="raise", name=f"second {case.id}")]
+    callbacks = [case.make(on_error="raise"), case.make(on_error="raise")]
     assert_untouched(fit("fp32", callbacks, logger=recorder), alone("fp32"))
+    assert callbacks[1].name == f"{callbacks[0].name}-2"
     variants = [{t.split("/", 1)[1] for t in recorder.tags if t.startswith(c.name + "/")} for c in callbacks]
     assert variants[0] == variants[1] == {t.split("/", 1)[1] for t in case.tags}
 
@@ -125,8 +126,8 @@ def test_resuming_goes_on_as_if_never_stopped(case: Case, tmp_path: Path) -> Non
         outcomes.append(fit("fp32", [*fresh, again], ckpt_path=tmp_path / folder / "first.ckpt", **kwargs))
     assert_untouched(*outcomes)
     (callback,) = (c for c in outcomes[0].trainer.callbacks if isinstance(c, VisualizationCallback))
-    stored = torch.load(tmp_path / "with" / "first.ckpt", weights_only=True)["callbacks"]
-    assert (callback.state_key in stored) == bool(callback.state_dict())
+    stored = torch.load(tmp_path / "with" / "first.ckpt", weights_only=True).get("lit_viz", {})
+    assert (callback.name in stored) == bool(callback.memory())
 
 
 @every_case
