@@ -67,7 +67,7 @@ class Look:
         """Epoch and step in words, for titles; for a finished model what is done with it."""
         stage = self.model.trainer.state.fn
         if stage != "fit":
-            return str(stage)
+            return str(stage.value)
         return f"epoch {self.epoch} · step {self.step:,}".replace(",", " ")
 
     def class_name(self, index: int) -> str:

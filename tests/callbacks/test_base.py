@@ -315,3 +315,11 @@ def test_a_full_disk_costs_a_warning(tmp_path: Any) -> None:
         runner.fit(TinyModule(), *loaders())
     assert runner.global_step == 8
     assert sum("No space left" in str(w.message) for w in caught) == 1
+
+
+def test_titles_say_when() -> None:
+    notes = fitted(Notes(), max_epochs=1)
+    assert [look.when for look in notes.looks] == ["epoch 0 · step 0", "epoch 0 · step 4"]
+    validated = Notes()
+    trainer([validated], logger=Recorder()).validate(TinyModule(), loaders()[1], verbose=False)
+    assert [look.when for look in validated.looks] == ["validate"]
