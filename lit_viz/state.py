@@ -6,15 +6,16 @@ Their `result` is a dataclass; `compute`, which torchmetrics wraps for numbers, 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from lit_viz.functional.patches import TopResponses, merge
+from lit_viz.functional.patches import Responses, TopResponses, merge
 
 
 class Accumulator(Metric):
@@ -44,94 +45,131 @@ class Patches:
     inside: Tensor
 
 
-class TopK(Accumulator):
-    """The k strongest responses of each channel, with the image patches of some channels.
+@dataclass(frozen=True)
+class Kept:
+    """What `TopK` keeps of a layer.
 
-    O(channels × k) memory, whatever the size of the data set; on several ranks `result` gives all of them the merged
-    result, each sample once.
-
-    Args:
+    Attributes:
         channels: Number of channels.
-        k: How many responses to keep for each.
         shown: int64 (S,), channels whose patches to keep.
         patch: (C, h, w) of a patch.
+    """
+
+    channels: int
+    shown: Tensor
+    patch: tuple[int, int, int]
+
+
+Cutter = Callable[[str, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+class TopK(Accumulator):
+    """The k strongest responses of each channel of some layers, with the image patches of some channels.
+
+    O(channels × k) memory, whatever the size of the data set; on several ranks `result` gives all of them the merged
+    result, each sample once. The channels of all layers lie in one table, so that a batch costs one merge however
+    many layers there are.
+
+    Args:
+        layers: What to keep of each layer, by name.
+        k: How many responses to keep for each channel.
     """
 
     top_values: Tensor
     top_samples: Tensor
     top_places: Tensor
-    images: Tensor
-    inside: Tensor
 
-    def __init__(self, channels: int, k: int, shown: Tensor, patch: tuple[int, int, int]) -> None:
+    def __init__(self, layers: Mapping[str, Kept], k: int) -> None:
         super().__init__()
-        empty = TopResponses.empty(channels, k)
-        self.k = k
-        self.register_buffer("shown", shown.clone(), persistent=False)
-        colors, height, width = patch
-        for name, value in (
-            ("top_values", empty.values),
-            ("top_samples", empty.samples),
-            ("top_places", empty.places),
-            ("images", torch.zeros(len(shown), k, colors, height, width, dtype=torch.uint8)),
-            ("inside", torch.zeros(len(shown), k, height, width, dtype=torch.bool)),
-        ):
-            self.add_state(name, value, dist_reduce_fx=None)
+        self.layers, self.k = dict(layers), k
+        self._rows: dict[str, slice] = {}
+        count, shown = 0, []
+        for number, (name, kept) in enumerate(self.layers.items()):
+            self._rows[name] = slice(count, count + kept.channels)
+            shown.append(kept.shown + count)
+            count += kept.channels
+            colors, height, width = kept.patch
+            images = torch.zeros(len(kept.shown), k, colors, height, width, dtype=torch.uint8)
+            self.add_state(f"images_{number}", images, dist_reduce_fx=None)
+            self.add_state(f"inside_{number}", images[:, :, 0].bool(), dist_reduce_fx=None)
+        self.register_buffer("_shown", torch.cat(shown), persistent=False)
+        empty = TopResponses.empty(count, k)
+        for name in ("values", "samples", "places"):
+            self.add_state(f"top_{name}", getattr(empty, name), dist_reduce_fx=None)
 
-    @property
-    def floor(self) -> Tensor:
+    def floor(self, layer: str) -> Tensor:
         """(channels,) the weakest response kept so far: what a new one must pass."""
-        return self.top_values[:, -1]
+        return self.top_values[self._rows[layer], -1]
 
-    def update(self, new: TopResponses) -> None:
-        """Takes in the strongest responses of one batch, from `strongest`."""
-        rows = (new.samples >= 0).any(dim=1).nonzero()[:, 0]
-        if len(rows) == 0:
+    def leading(self) -> Tensor:
+        """Samples that have a response among those of the shown channels, int64, unordered."""
+        samples = self.top_samples[self._shown]
+        return samples[samples >= 0].unique()
+
+    def update(self, new: Mapping[str, Responses]) -> None:
+        """Takes in the strongest responses of one batch by layer, from `strongest`."""
+        parts = [new[name] for name in self._rows]
+        if not sum(len(part.values) for part in parts):
             return
-        old = TopResponses(self.top_values[rows], self.top_samples[rows], self.top_places[rows])
-        part = TopResponses(new.values[rows], new.samples[rows], new.places[rows])
-        merged, _ = merge(old, part, k=self.k)
+        channels = torch.cat([p.channels + r.start for p, r in zip(parts, self._rows.values(), strict=True)])
+        values, samples, places = (torch.cat([getattr(p, f) for p in parts]) for f in ("values", "samples", "places"))
+        rows, found = Responses(channels, values, samples, places).rows()
+        old = TopResponses(self.top_values, self.top_samples, self.top_places).map(itemgetter(rows))
+        merged, _ = merge(old, found, k=self.k)
         self.top_values[rows] = merged.values
         self.top_samples[rows] = merged.samples
         self.top_places[rows] = merged.places
 
-    def fill(self, cut: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]) -> None:
+    def fill(self, cut: Cutter) -> None:
         """Adds the patches of the shown channels, once the pass is over and before `result`.
 
         Args:
-            cut: From channels, samples and places, (M,) each, to patches uint8 (M, C, h, w) and masks (M, h, w).
+            cut: From a layer's name, channels, samples and places, (M,) each, to patches uint8 (M, C, h, w) and masks
+                (M, h, w).
         """
-        for slot, channel in enumerate(self.shown.tolist()):
-            samples, places = self.top_samples[channel], self.top_places[channel]
-            seen = samples >= 0
-            if seen.any():
-                images, inside = cut(torch.full_like(samples[seen], channel), samples[seen], places[seen])
-                self.images[slot, seen] = images.to(self.images)
-                self.inside[slot, seen] = inside.to(self.inside)
+        for number, (name, kept) in enumerate(self.layers.items()):
+            images, inside = getattr(self, f"images_{number}"), getattr(self, f"inside_{number}")
+            for slot, channel in enumerate(kept.shown.tolist()):
+                row = self._rows[name].start + channel
+                samples, places = self.top_samples[row], self.top_places[row]
+                seen = samples >= 0
+                if seen.any():
+                    patches, masks = cut(name, torch.full_like(samples[seen], channel), samples[seen], places[seen])
+                    images[slot, seen] = patches.to(images)
+                    inside[slot, seen] = masks.to(inside)
 
     def compute(self) -> Tensor:
         """Number of responses kept."""
         return (self.top_samples >= 0).sum()
 
-    def result(self) -> Patches:
-        """The patches of all ranks; a collective, so every rank must call it."""
+    def result(self) -> dict[str, Patches]:
+        """The patches of all ranks by layer; a collective, so every rank must call it."""
         with self.sync_context():
             return self._merged()
 
-    def _merged(self) -> Patches:
-        if self.top_values.dim() == 2:
-            top = TopResponses(self.top_values, self.top_samples, self.top_places)
-            return Patches(top, self.shown, self.images, self.inside)
-        # Gathered: (ranks, …).
-        top = TopResponses(self.top_values[0], self.top_samples[0], self.top_places[0])
-        images, inside = self.images[0], self.inside[0]
-        for rank in range(1, len(self.top_values)):
-            other = TopResponses(self.top_values[rank], self.top_samples[rank], self.top_places[rank])
-            top, order = merge(top, other, k=self.k)
-            pick = torch.arange(len(self.shown), device=order.device)[:, None], order[self.shown]
-            images = torch.cat([images, self.images[rank]], dim=1)[pick]
-            inside = torch.cat([inside, self.inside[rank]], dim=1)[pick]
-        return Patches(top, self.shown, images, inside)
+    def _merged(self) -> dict[str, Patches]:
+        gathered = self.top_values.dim() == 3  # (ranks, channels, k)
+
+        def ranks(state: str) -> list[Tensor]:
+            value = getattr(self, state)
+            return list(value) if gathered else [value]
+
+        states = ranks("top_values"), ranks("top_samples"), ranks("top_places")
+        tables = [TopResponses(*table) for table in zip(*states, strict=True)]
+        out = {}
+        for number, (name, kept) in enumerate(self.layers.items()):
+            shown = kept.shown.to(self.top_values.device)
+            first, *others = zip(tables, ranks(f"images_{number}"), ranks(f"inside_{number}"), strict=True)
+            of_layer = itemgetter(self._rows[name])
+            table, images, inside = first
+            top = table.map(of_layer)
+            for table, more_images, more_inside in others:
+                top, order = merge(top, table.map(of_layer), k=self.k)
+                pick = torch.arange(len(shown), device=order.device)[:, None], order[shown]
+                images = torch.cat([images, more_images], dim=1)[pick]
+                inside = torch.cat([inside, more_inside], dim=1)[pick]
+            out[name] = Patches(top, shown, images, inside)
+        return out
 
 
 @dataclass(frozen=True)

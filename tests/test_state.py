@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from lit_viz.functional import TopResponses, cut, strongest
-from lit_viz.state import FeatureBank, Features, Patches, TopK
+from lit_viz.state import FeatureBank, Features, Kept, Patches, TopK
 
 COUNT, CHANNELS, K = 40, 5, 6
 SHOWN = torch.tensor([3, 0, 4])
@@ -32,15 +33,27 @@ def box(images: Tensor, which: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
     return cut(images, which, origins, (5, 5))
 
 
+def top_k() -> TopK:
+    """Two layers, the second of which sees the first one's opposite."""
+    return TopK({"a": Kept(CHANNELS, SHOWN, (3, 5, 5)), "b": Kept(2, torch.tensor([1]), (1, 1, 1))}, K)
+
+
 def collect(
     images: Tensor, maps: Tensor, order: Tensor, batch: int, *, floor: bool = True, metric: TopK | None = None
 ) -> TopK:
-    metric = metric or TopK(CHANNELS, K, SHOWN, (3, 5, 5))
+    metric = metric or top_k()
     for start in range(0, len(order), batch):
         rows = order[start : start + batch]
-        metric.update(strongest(maps[rows], rows, metric.floor if floor else None, k=K))
+        metric.update(
+            {
+                "a": strongest(maps[rows], rows, metric.floor("a") if floor else None, k=K),
+                "b": strongest(-maps[rows, :2], rows, metric.floor("b") if floor else None, k=K),
+            }
+        )
 
-    def cut_own(channels: Tensor, samples: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+    def cut_own(layer: str, channels: Tensor, samples: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+        if layer == "b":
+            return torch.full((len(samples), 1, 1, 1), 7, dtype=torch.uint8), torch.ones(len(samples), 1, 1).bool()
         assert set(channels.tolist()) <= set(SHOWN.tolist())
         assert set(samples.tolist()) <= set(order.tolist())  # a rank has its own images only
         return box(images, samples, places)
@@ -65,8 +78,8 @@ def expected(images: Tensor, maps: Tensor) -> Patches:
     )
 
 
-def equal(found: Patches, wanted: Patches) -> bool:
-    k = wanted.top.values.shape[1]
+def equal(layers: dict[str, Patches], wanted: Patches) -> bool:
+    found, k = layers["a"], wanted.top.values.shape[1]
     assert (found.top.samples[:, k:] == -1).all()
     pairs = [
         (found.top.values[:, :k], wanted.top.values),
@@ -92,7 +105,7 @@ def test_streaming_equals_all_at_once(batch: int, ties: bool, floor: bool) -> No
     images, maps = data(ties=ties)
     metric = collect(images, maps, torch.arange(COUNT), batch, floor=floor)
     assert equal(metric.result(), expected(images, maps))
-    assert metric.compute() == CHANNELS * K
+    assert metric.compute() == (CHANNELS + 2) * K
 
 
 def test_order_of_the_data_does_not_matter() -> None:
@@ -105,33 +118,36 @@ def test_order_of_the_data_does_not_matter() -> None:
 def test_fewer_samples_than_k() -> None:
     images, maps = data(count=4)
     metric = collect(images, maps, torch.arange(4), 3)
-    assert equal(metric.result(), expected(images, maps)) and metric.compute() == CHANNELS * 4
+    assert equal(metric.result(), expected(images, maps)) and metric.compute() == (CHANNELS + 2) * 4
 
 
 def test_floor_is_the_weakest_kept() -> None:
     images, maps = data()
-    metric = TopK(CHANNELS, K, SHOWN, (3, 5, 5))
-    assert (metric.floor == -torch.inf).all()
+    metric = top_k()
+    assert (metric.floor("a") == -torch.inf).all()
     collect(images, maps, torch.arange(COUNT), 8, metric=metric)
-    assert torch.equal(metric.floor, maps.amax((2, 3)).sort(0, descending=True).values[K - 1])
+    assert torch.equal(metric.floor("a"), maps.amax((2, 3)).sort(0, descending=True).values[K - 1])
+    assert torch.equal(metric.floor("b"), (-maps[:, :2]).amax((2, 3)).sort(0, descending=True).values[K - 1])
 
 
-def fails(*_: Tensor) -> tuple[Tensor, Tensor]:
+def fails(*_: Any) -> tuple[Tensor, Tensor]:
     raise AssertionError("nothing to cut")
 
 
 def test_a_batch_with_nothing_new_changes_nothing() -> None:
     images, maps = data()
     metric = collect(images, maps, torch.arange(COUNT), 8)
-    metric.update(strongest(maps - 100, torch.arange(COUNT) + COUNT, metric.floor, k=K))
-    metric.update(TopResponses.empty(CHANNELS, K))
+    late = torch.arange(COUNT) + COUNT
+    low = {name: strongest(maps[:, :c] - 100, late, metric.floor(name), k=K) for name, c in (("a", CHANNELS), ("b", 2))}
+    metric.update(low)
+    assert not any(len(part.values) for part in low.values())
     assert equal(metric.result(), expected(images, maps))
 
 
 def test_nothing_seen() -> None:
-    metric = TopK(CHANNELS, K, SHOWN, (3, 5, 5))
+    metric = top_k()
     metric.fill(fails)
-    found = metric.result()
+    found = metric.result()["a"]
     assert (found.top.samples == -1).all() and not found.images.any() and not found.inside.any()
 
 
@@ -142,16 +158,16 @@ def test_ranks_together_equal_one(ranks: int, ties: bool) -> None:
     # As DistributedSampler splits: in turn, the first samples again until all ranks have as many.
     padded = [*range(COUNT), *range(-COUNT % ranks)]
     parts = [collect(images, maps, torch.tensor(padded[rank::ranks]), 4) for rank in range(ranks)]
-    metric = TopK(CHANNELS, K, SHOWN, (3, 5, 5))
+    metric = top_k()
     gathered(metric, parts)
     assert equal(metric._merged(), expected(images, maps))
 
 
 def test_a_rank_without_data() -> None:
     images, maps = data()
-    full, empty = collect(images, maps, torch.arange(COUNT), 8), TopK(CHANNELS, K, SHOWN, (3, 5, 5))
+    full, empty = collect(images, maps, torch.arange(COUNT), 8), top_k()
     for parts in ((full, empty), (empty, full)):
-        metric = TopK(CHANNELS, K, SHOWN, (3, 5, 5))
+        metric = top_k()
         gathered(metric, parts)
         assert equal(metric._merged(), expected(images, maps))
 
@@ -159,7 +175,7 @@ def test_a_rank_without_data() -> None:
 def test_samples_on_both_ranks_count_once() -> None:
     images, maps = data(ties=True)
     whole = collect(images, maps, torch.arange(COUNT), 8)
-    metric = TopK(CHANNELS, K, SHOWN, (3, 5, 5))
+    metric = top_k()
     gathered(metric, [whole, whole])
     assert equal(metric._merged(), expected(images, maps))
 
@@ -168,7 +184,7 @@ def test_reset_starts_anew() -> None:
     images, maps = data()
     metric = collect(images, maps, torch.arange(COUNT), 8)
     metric.reset()
-    assert metric.compute() == 0 and (metric.floor == -torch.inf).all() and not metric.images.any()
+    assert metric.compute() == 0 and (metric.floor("a") == -torch.inf).all() and not metric.images_0.any()
     collect(images, maps, torch.arange(COUNT), 8, metric=metric)
     assert equal(metric.result(), expected(images, maps))
 
@@ -179,7 +195,7 @@ def test_memory_does_not_grow_with_the_data() -> None:
     def size(metric: Metric) -> int:
         return sum(getattr(metric, name).nbytes for name in metric._defaults)
 
-    metric = TopK(CHANNELS, K, SHOWN, (3, 5, 5))
+    metric = top_k()
     before = size(metric)
     assert size(collect(images, maps, torch.arange(COUNT), 8, metric=metric)) == before
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
-from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -17,11 +16,11 @@ from lit_viz import draw, functional
 from lit_viz.callbacks.base import Look
 from lit_viz.callbacks.collecting import Batch, CollectingCallback, Tap
 from lit_viz.errors import UsageError
-from lit_viz.functional import ReceptiveField, TopResponses
+from lit_viz.functional import ReceptiveField, Responses, TopResponses
 from lit_viz.layers import as_maps, convolutions, find_layer
 from lit_viz.pixels import PixelSpace
 from lit_viz.probing import evenly_spaced
-from lit_viz.state import Accumulator, Patches, TopK
+from lit_viz.state import Accumulator, Kept, Patches, TopK
 
 LARGEST = 112  # px along a side of a kept patch; larger receptive fields are reduced
 ROWS = 16  # channels on one picture
@@ -64,7 +63,7 @@ class MaxActivatingPatches(CollectingCallback):
         self.channels, self.k = channels, k
         self.results: dict[str, Patches] = {}
         self._fields: dict[str, ReceptiveField] = {}
-        self._metrics: dict[str, TopK] = {}
+        self._metric: TopK | None = None
         self._images: dict[int, Tensor] = {}
         self._pixels = PixelSpace()
         self._size = (0, 0)
@@ -85,31 +84,30 @@ class MaxActivatingPatches(CollectingCallback):
         assert self._probe is not None
         self._images = {}
         colors = self._probe.images.shape[1]
-        for name, field in self._fields.items():
-            count = field.shape[0]
-            metric = TopK(count, self.k, self._shown(name, count), (colors, *_kept_size(field)))
-            self._metrics[name] = metric.to(pl_module.device)
+        kept = {
+            name: Kept(field.shape[0], self._shown(name, field.shape[0]), (colors, *_kept_size(field)))
+            for name, field in self._fields.items()
+        }
+        self._metric = TopK(kept, self.k).to(pl_module.device)
 
     def taps(self) -> Sequence[Tap]:
-        samples = self.current.samples
+        metric, samples = self._metric, self.current.samples
+        assert metric is not None
 
         def tap(name: str) -> Tap:
-            metric = self._metrics[name]
-
-            def reduce(values: Tensor) -> TopResponses:
+            def reduce(values: Tensor) -> Responses:
                 maps = as_maps(values, image_size=self._size)
-                return functional.strongest(maps, samples, metric.floor, k=self.k)
+                return functional.strongest(maps, samples, metric.floor(name), k=self.k)
 
             return Tap(name, "output", reduce)
 
-        return [tap(name) for name in self._metrics]
+        return [tap(name) for name in self._fields]
 
     def update(self, batch: Batch, values: Sequence[Any]) -> None:
-        for metric, responses in zip(self._metrics.values(), values, strict=True):
-            metric.update(responses)
+        assert self._metric is not None
+        self._metric.update(dict(zip(self._fields, values, strict=True)))
         # Patches are cut at the end; until then the images that still have one among the strongest are kept.
-        leading = torch.cat([m.top_samples[m.shown].flatten() for m in self._metrics.values()])
-        wanted = set(leading.tolist())
+        wanted = set(self._metric.leading().tolist())
         self._images = {sample: image for sample, image in self._images.items() if sample in wanted}
         fresh = {s: i for i, s in enumerate(batch.samples.tolist()) if s in wanted and s not in self._images}
         if fresh:
@@ -117,16 +115,17 @@ class MaxActivatingPatches(CollectingCallback):
             self._images |= dict(zip(fresh, (colors * 255).round().to("cpu", torch.uint8), strict=True))
 
     def end(self) -> None:
-        for name, metric in self._metrics.items():
-            metric.fill(partial(_patches, self._images, self._fields[name]))
+        assert self._metric is not None
+        self._metric.fill(lambda name, *units: _patches(self._images, self._fields[name], *units))
         self._images = {}
 
     def metrics(self) -> dict[str, Accumulator]:
-        return dict(self._metrics)
+        assert self._metric is not None
+        return {"patches": self._metric}
 
     def finish(self, results: dict[str, Any]) -> None:
-        self.results = {name: _on_cpu(result) for name, result in results.items()}
-        self._metrics = {}
+        self.results = {name: _on_cpu(result) for name, result in results["patches"].items()}
+        self._metric = None
 
     def visualize(self, look: Look) -> Mapping[str, np.ndarray]:
         pictures = {}
@@ -239,5 +238,4 @@ def _patches(
 
 
 def _on_cpu(result: Patches) -> Patches:
-    top = TopResponses(*(getattr(result.top, f.name).cpu() for f in fields(TopResponses)))
-    return Patches(top, result.shown.cpu(), result.images.cpu(), result.inside.cpu())
+    return Patches(result.top.map(Tensor.cpu), result.shown.cpu(), result.images.cpu(), result.inside.cpu())

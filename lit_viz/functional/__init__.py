@@ -3,7 +3,7 @@
 from lit_viz.functional.embedding import PCA, align_signs, pca
 from lit_viz.functional.filters import filters, roughness
 from lit_viz.functional.occlusion import check_window, occlusion, on_image
-from lit_viz.functional.patches import TopResponses, cut, merge, strongest
+from lit_viz.functional.patches import Responses, TopResponses, cut, merge, strongest
 from lit_viz.functional.receptive_field import (
     LayerInfo,
     ReceptiveField,
@@ -19,6 +19,7 @@ __all__ = [
     "PCA",
     "LayerInfo",
     "ReceptiveField",
+    "Responses",
     "TopResponses",
     "align_signs",
     "check_window",

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from lit_viz.errors import UsageError
+
+LAST = torch.iinfo(torch.int64).max  # comes after every sample
 
 
 @dataclass(frozen=True)
@@ -35,42 +38,62 @@ class TopResponses:
             torch.zeros((channels, k), dtype=torch.int64, device=device),
         )
 
+    def map(self, change: Callable[[Tensor], Tensor]) -> TopResponses:
+        """The same change to all three tables, for instance a choice of rows."""
+        return TopResponses(change(self.values), change(self.samples), change(self.places))
 
-def strongest(maps: Tensor, samples: Tensor, floor: Tensor | None = None, *, k: int = 9) -> TopResponses:
-    """The k strongest responses in one batch.
+
+@dataclass(frozen=True)
+class Responses:
+    """Some responses of some channels, in the order of channels and, within one, of samples.
+
+    Attributes:
+        channels: int64 (M,).
+        values: float32 (M,).
+        samples: int64 (M,).
+        places: int64 (M,), row × width + column.
+    """
+
+    channels: Tensor
+    values: Tensor
+    samples: Tensor
+    places: Tensor
+
+    def rows(self) -> tuple[Tensor, TopResponses]:
+        """The channels that occur, int64 (R,), and their responses side by side, (R, most of a channel)."""
+        channels, row, counts = self.channels.unique_consecutive(return_inverse=True, return_counts=True)
+        width = int(counts.max()) if len(counts) else 1
+        column = torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row]
+        out = TopResponses.empty(len(channels), width, device=row.device)
+        place = row * width + column
+        for table, values in ((out.values, self.values), (out.samples, self.samples), (out.places, self.places)):
+            table.view(-1)[place] = values
+        return channels, out
+
+
+def strongest(maps: Tensor, samples: Tensor, floor: Tensor | None = None, *, k: int = 9) -> Responses:
+    """The responses in one batch that may be among the k strongest.
 
     Args:
-        maps: (N, C, H, W) activations. NaN counts as −inf.
+        maps: (N, C, H, W) activations. A sample with NaN in a channel has no response there.
         samples: (N,) int64, identity of each sample, increasing.
-        floor: (C,) value that a response must pass to be of interest, for instance the weakest one kept so far;
-            where no channel passes it, the places are not looked for.
-        k: How many to keep.
+        floor: (C,) value that a response must pass to be of interest, for instance the weakest one kept so far.
+        k: How many are wanted of each channel: weaker ones are left out where there are many more.
 
     Returns:
-        As many as the batch gives, at most k, for each channel. Ties go to the earlier sample.
+        The strongest response of each sample that passes, at most one per channel and sample.
     """
-    # The largest value first, its place only for the few that stay: a max over places with indices costs more than
+    # The largest value first, its place only for the few that pass: a max over places with indices costs more than
     # the layer itself where maps are large.
-    peaks = maps.amax(dim=(2, 3)).float()
-    peaks = torch.where(peaks.isnan(), -torch.inf, peaks).T
-    k = min(k, peaks.shape[1])
-    if floor is not None:
-        # Few channels see something new in a batch: sort only those.
-        hot = (peaks.amax(dim=1) > floor).nonzero()[:, 0]
-    else:
-        hot = torch.arange(len(peaks), device=peaks.device)
-    out = TopResponses.empty(len(peaks), k, device=maps.device)
-    if len(hot) == 0:
-        return out
-    values, order = peaks[hot].sort(dim=1, descending=True, stable=True)
-    values, order = values[:, :k], order[:, :k]
-    wanted = values > (floor[hot, None] if floor is not None else -torch.inf)
-    row, column = wanted.nonzero(as_tuple=True)
-    channel, sample = hot[row], order[row, column]
-    out.values[channel, column] = values[row, column]
-    out.samples[channel, column] = samples.to(maps.device)[sample]
-    out.places[channel, column] = maps[sample, channel].flatten(1).nan_to_num(nan=-torch.inf).argmax(dim=1)
-    return out
+    single = maps.shape[2] * maps.shape[3] == 1
+    peaks = maps[:, :, 0, 0] if single else maps.amax(dim=(2, 3))
+    hits = peaks > (-torch.inf if floor is None else floor)  # false for NaN
+    channel, row = hits.T.nonzero(as_tuple=True)
+    if len(channel) > k * peaks.shape[1] and len(peaks) > k:
+        weakest = peaks.masked_fill(~hits, -torch.inf).topk(k, dim=0).values[-1]
+        channel, row = (hits & (peaks >= weakest)).T.nonzero(as_tuple=True)
+    places = torch.zeros_like(row) if single else maps[row, channel].flatten(1).argmax(dim=1)
+    return Responses(channel, peaks[row, channel].float(), samples.to(maps.device)[row], places)
 
 
 def merge(first: TopResponses, second: TopResponses, *, k: int) -> tuple[TopResponses, Tensor]:
@@ -87,9 +110,14 @@ def merge(first: TopResponses, second: TopResponses, *, k: int) -> tuple[TopResp
     values = torch.cat([first.values, second.values], dim=1)
     samples = torch.cat([first.samples, second.samples], dim=1)
     places = torch.cat([first.places, second.places], dim=1)
+    if not first.samples.numel() or first.samples.max() < torch.where(second.samples < 0, LAST, second.samples).min():
+        # As data stream by: no sample comes twice, and a stable sort leaves ties with the earlier one.
+        strength, order = values.sort(dim=1, descending=True, stable=True)
+        strength, order = strength[:, :k], order[:, :k]
+        return TopResponses(strength, samples.gather(1, order), places.gather(1, order)), order
     # In the order of samples first, empty columns last: a stable sort by value then leaves ties with the earlier
     # sample, and a sample that comes twice (samplers repeat some to even out ranks) stands beside itself.
-    by_sample = samples.masked_fill(samples < 0, torch.iinfo(torch.int64).max).argsort(dim=1, stable=True)
+    by_sample = samples.masked_fill(samples < 0, LAST).argsort(dim=1, stable=True)
     ordered = samples.gather(1, by_sample)
     repeated = torch.zeros_like(ordered, dtype=torch.bool)
     repeated[:, 1:] = (ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)

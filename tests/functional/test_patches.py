@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from operator import itemgetter
+
 import pytest
 import torch
 from torch import Tensor
 
 from lit_viz.errors import UsageError
-from lit_viz.functional import TopResponses, cut, merge, strongest
+from lit_viz.functional import Responses, TopResponses, cut, merge, strongest
 
 
 def maps_of(count: int, *, ties: bool = False, channels: int = 5, seed: int = 0) -> Tensor:
@@ -46,8 +48,22 @@ def stream(maps: Tensor, samples: Tensor, k: int, batch: int, *, floor: bool = T
     for start in range(0, len(maps), batch):
         part = slice(start, start + batch)
         new = strongest(maps[part], samples[part], kept.values[:, -1] if floor else None, k=k)
-        kept, _ = merge(kept, new, k=k)
+        kept = merged(kept, new, k)
     return kept
+
+
+def merged(kept: TopResponses, new: Responses, k: int) -> TopResponses:
+    """As `TopK` does with the channels that have something new."""
+    rows, found = new.rows()
+    part, _ = merge(kept.map(itemgetter(rows)), found, k=k)
+    for name in ("values", "samples", "places"):
+        getattr(kept, name)[rows] = getattr(part, name)
+    return kept
+
+
+def table(new: Responses, channels: int, k: int) -> TopResponses:
+    """All of them, strongest first."""
+    return merged(TopResponses.empty(channels, k), new, k)
 
 
 @pytest.mark.parametrize("batch", [1, 3, 7, 64])
@@ -75,7 +91,7 @@ def test_order_of_the_data_does_not_matter(batch: int) -> None:
     kept = TopResponses.empty(5, 6)
     for start in range(0, 30, batch):
         rows = shuffled[start : start + batch].sort().values  # within a batch samples increase
-        kept, _ = merge(kept, strongest(maps[rows], rows, kept.values[:, -1], k=6), k=6)
+        kept = merged(kept, strongest(maps[rows], rows, kept.values[:, -1], k=6), 6)
     assert equal(kept, expected)
 
 
@@ -113,18 +129,19 @@ def test_merging_two_ranks_equals_one() -> None:
     ranks = [torch.tensor([*range(0, 21, 2)]), torch.tensor([*range(1, 21, 2), 0])]
     parts = [stream(maps[rows], rows, 9, 4) for rows in ranks]
     for first, second in (parts, parts[::-1]):
-        merged, _ = merge(first, second, k=9)
-        assert equal(merged, brute_force(maps, samples, 9))
+        both, _ = merge(first, second, k=9)
+        assert equal(both, brute_force(maps, samples, 9))
 
 
 def test_merge_says_where_each_came_from() -> None:
     maps = maps_of(12)
-    first = strongest(maps[:6], torch.arange(6), k=4)
-    second = strongest(maps[6:], torch.arange(6, 12), k=4)
-    merged, order = merge(first, second, k=5)
-    for name in ("values", "samples", "places"):
-        both = torch.cat([getattr(first, name), getattr(second, name)], dim=1)
-        assert torch.equal(both.gather(1, order), getattr(merged, name))
+    early = table(strongest(maps[:6], torch.arange(6), k=4), 5, 4)
+    late = table(strongest(maps[6:], torch.arange(6, 12), k=4), 5, 4)
+    for first, second in ((early, late), (late, early)):
+        strong, order = merge(first, second, k=5)
+        for name in ("values", "samples", "places"):
+            both = torch.cat([getattr(first, name), getattr(second, name)], dim=1)
+            assert torch.equal(both.gather(1, order), getattr(strong, name))
 
 
 def test_what_does_not_pass_the_floor_is_not_reported() -> None:
@@ -134,16 +151,40 @@ def test_what_does_not_pass_the_floor_is_not_reported() -> None:
     floor[0] = torch.inf
     found = strongest(maps, samples, floor, k=6)
     for channel in range(5):
-        kept = found.samples[channel][found.samples[channel] >= 0].sort().values
+        kept = found.samples[found.channels == channel]
         assert kept.tolist() == (peaks[:, channel] > floor[channel]).nonzero()[:, 0].tolist()
-    assert (found.samples[0] == -1).all() and (found.samples[1:] >= 0).any()
+    assert (found.channels != 0).all() and len(found.channels)
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_a_large_batch_reports_few(k: int) -> None:
+    maps = maps_of(200)
+    found = strongest(maps, torch.arange(200), k=k)
+    assert len(found.values) == 5 * k
+    assert equal(table(found, 5, k), brute_force(maps, torch.arange(200), k))
+
+
+def test_rows_side_by_side() -> None:
+    channels = torch.tensor([1, 1, 4])
+    found = Responses(channels, torch.tensor([5.0, 7.0, 6.0]), torch.tensor([10, 11, 12]), torch.tensor([2, 1, 0]))
+    rows, together = found.rows()
+    assert rows.tolist() == [1, 4]
+    assert together.values.tolist() == [[5, 7], [6, -torch.inf]]
+    assert together.samples.tolist() == [[10, 11], [12, -1]]
+    assert together.places.tolist() == [[2, 1], [0, 0]]
+
+
+def test_maps_of_a_single_place() -> None:
+    maps = maps_of(12)[:, :, :1, :1]
+    maps[2, 0] = torch.nan
+    assert equal(stream(maps, torch.arange(12), 4, 5), brute_force(maps, torch.arange(12), 4))
 
 
 def test_half_precision_maps() -> None:
     maps, samples = maps_of(10).bfloat16(), torch.arange(10)
     found = strongest(maps, samples, k=3)
     assert found.values.dtype == torch.float32
-    assert equal(found, brute_force(maps.float(), samples, 3))
+    assert equal(table(found, 5, 3), brute_force(maps.float(), samples, 3))
 
 
 def test_k_must_be_positive() -> None:
