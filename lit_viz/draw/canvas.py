@@ -1,19 +1,16 @@
-"""The page that every picture shares: type scale, margins, header, colour bar; and text that fits its box."""
+"""The page that every picture shares: type scale, margins, header, colour bar."""
 
 from __future__ import annotations
 
-import unicodedata
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
 
-import matplotlib
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from lit_viz.draw.colormaps import colormap
+from lit_viz.draw.fonts import face, runs
+from lit_viz.draw.text import clean, measure, number, truncate, wrap
 from lit_viz.errors import UsageError
 
 Color = tuple[int, int, int]
@@ -29,9 +26,8 @@ TITLE, BODY, SMALL = 27, 18, 16
 MARGIN = 40
 _LEAST_WIDTH = 720
 _BAR_WIDTH = 220
-_SUBTITLE_LINES = 3
-# Blanks that don't break, as in "step 1 200".
-_KEPT = "\N{NO-BREAK SPACE}\N{NARROW NO-BREAK SPACE}"
+# The page grows wider for a subtitle of more lines than three; longer than eight is no subtitle.
+_SUBTITLE_LINES, _MOST_LINES = 3, 8
 
 
 @dataclass(frozen=True)
@@ -60,8 +56,8 @@ class Page:
     A picture asks for `room`, draws its body no larger than that, and hands it to `finish`.
 
     Args:
-        title: One line, cut with an ellipsis where it is too long.
-        subtitle: How to read the picture; up to three lines.
+        title: One line, smaller where it is long, cut with an ellipsis where that is not enough.
+        subtitle: How to read the picture; up to three lines, on the widest page a few more.
         colorbar: Drawn on the right of the title.
         max_size: Bound on both sides of the page, px, at least 256. Everything scales with it.
     """
@@ -81,10 +77,9 @@ class Page:
     @property
     def room(self) -> tuple[int, int]:
         """Largest (width, height) that a body may have, px."""
+        both = 2 * self.px(MARGIN)
         # Lines are counted at the narrowest page, where there are most.
-        return self.max_size - 2 * self.px(MARGIN), self.max_size - 2 * self.px(MARGIN) - self._header(
-            self.px(_LEAST_WIDTH)
-        )
+        return self.max_size - both, max(self.max_size // 4, self.max_size - both - self._header(self._page_width(0)))
 
     def finish(self, body: Image.Image) -> NDArray[np.uint8]:
         """Puts the body under the header.
@@ -96,8 +91,7 @@ class Page:
             (H, W, 3), both sides at most `max_size`.
         """
         margin = self.px(MARGIN)
-        title = self._width_of_title() if self.title else 0
-        width = max(body.width + 2 * margin, min(self.max_size, max(self.px(_LEAST_WIDTH), title)))
+        width = self._page_width(body.width)
         header = self._header(width)
         canvas = Canvas(width, header + body.height + 2 * margin)
         self._draw_header(canvas)
@@ -108,29 +102,43 @@ class Page:
             return np.array(canvas.image.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0))
         return np.array(canvas.image)
 
-    def _text_width(self, width: int) -> int:
-        bar = self.px(_BAR_WIDTH) + self.px(40) if self.colorbar else 0
-        return width - 2 * self.px(MARGIN) - bar
+    def _page_width(self, body: int) -> int:
+        """Room for the body, the title on one line, and the subtitle on three if that can be had."""
+        title = measure(self.title, self.px(TITLE), bold=True) + 3 + self._beside_bar() + 2 * self.px(MARGIN)
+        least = min(self.max_size, max(self.px(_LEAST_WIDTH), int(title) if self.title else 0))
+        width = max(body + 2 * self.px(MARGIN), least)
+        while width < self.max_size and len(self._lines(width)) > _SUBTITLE_LINES:
+            width = min(self.max_size, width + self.px(40))
+        return width
 
-    def _width_of_title(self) -> int:
-        return int(measure(self.title, self.px(TITLE), bold=True)) + 3 - self._text_width(0)
+    def _beside_bar(self) -> int:
+        return self.px(_BAR_WIDTH) + self.px(40) if self.colorbar else 0
+
+    def _lines(self, width: int) -> tuple[str, ...]:
+        # Under a title it runs below the colour bar.
+        room = width - 2 * self.px(MARGIN) - (0 if self.title else self._beside_bar())
+        return wrap(self.subtitle, self.px(BODY), room, _MOST_LINES)
 
     def _header(self, width: int) -> int:
-        lines = len(wrap(self.subtitle, self.px(BODY), self._text_width(width), _SUBTITLE_LINES))
+        lines = len(self._lines(width))
         text = (self.px(TITLE) if self.title else 0) + lines * self.px(25) + (self.px(6) if lines else 0)
+        text += self.px(10) if lines and self.title and self.colorbar else 0
         height = max(text, self.px(40) if self.colorbar else 0)
         return height + self.px(24) if height else 0
 
     def _draw_header(self, canvas: Canvas) -> None:
         left = baseline = self.px(MARGIN)
-        width = self._text_width(canvas.width)
         if self.title:
             baseline += self.px(TITLE * 0.76)
-            canvas.text(left, baseline, self.title, self.px(TITLE), bold=True, width=width)
-            baseline += self.px(9)
-        for line in wrap(self.subtitle, self.px(BODY), width, _SUBTITLE_LINES):
+            width, size = canvas.width - 2 * left - self._beside_bar(), self.px(TITLE)
+            # Its end says when, and must not be cut off lightly.
+            while size > self.px(BODY) and measure(self.title, size, bold=True) > width - 1:
+                size -= 1
+            canvas.text(left, baseline, self.title, size, bold=True, width=width)
+            baseline += self.px(9) + (self.px(10) if self.colorbar else 0)
+        for line in self._lines(canvas.width):
             baseline += self.px(25)
-            canvas.text(left, baseline, line, self.px(BODY), color=MUTED, width=width)
+            canvas.text(left, baseline, line, self.px(BODY), color=MUTED)
         if self.colorbar:
             self._draw_bar(canvas, self.colorbar)
 
@@ -190,17 +198,16 @@ class Canvas:
             halo: Width of a white outline, px, for text over points.
         """
         line = clean(text) if width is None else truncate(clean(text), size, width, bold=bold)
-        if line:
-            anchor = {"left": "ls", "center": "ms", "right": "rs"}[align]
-            self._draw.text(
-                (round(x), round(baseline)),
-                line,
-                fill=color,
-                font=font(size, bold),
-                anchor=anchor,
-                stroke_width=halo,
-                stroke_fill=PAPER if halo else None,
-            )
+        left = x - measure(line, size, bold) * {"left": 0.0, "center": 0.5, "right": 1.0}[align]
+        pieces = []
+        for piece, path in runs(line, bold) if line else ():
+            font = face(piece, path, size)
+            pieces.append((round(left), piece, font))
+            left += font.getlength(piece)
+        # All outlines first, so that none lies on a letter.
+        for stroke, ink in ((halo, PAPER), (0, color)) if halo else ((0, color),):
+            for at, piece, font in pieces:
+                self._draw.text((at, round(baseline)), piece, ink, font, anchor="ls", stroke_width=stroke)
 
     def paste(self, pixels: NDArray[np.uint8] | Image.Image, x: float, y: float) -> None:
         """Puts a picture with its upper left corner at (x, y)."""
@@ -219,116 +226,3 @@ class Canvas:
         """The outline of a rectangle, inside its edges."""
         box = (round(x), round(y), round(x + width) - 1, round(y + height) - 1)
         self._draw.rectangle(box, outline=color, width=thickness)
-
-
-@lru_cache(maxsize=64)
-def font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans, which comes with Matplotlib, so that pictures look alike on every machine."""
-    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
-    path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name
-    # Raqm is not in every build of Pillow and would set text differently.
-    return ImageFont.truetype(str(path), size=max(6, size), layout_engine=ImageFont.Layout.BASIC)
-
-
-@lru_cache(maxsize=4096)
-def measure(text: str, size: int, bold: bool = False) -> float:
-    """Width of a line of text, px."""
-    return font(size, bold).getlength(text) if text else 0.0
-
-
-def clean(text: str) -> str:
-    """Makes all white space blanks and drops what has no shape: control characters, lone surrogates."""
-    blanks = "".join(" " if c.isspace() and c not in _KEPT else c for c in str(text))
-    return "".join(c for c in blanks if unicodedata.category(c) not in ("Cc", "Cs")).strip()
-
-
-def truncate(text: str, size: int, width: float, *, bold: bool = False) -> str:
-    """The text, or as much of its start as fits with an ellipsis; nothing if not even that fits."""
-    # One pixel is kept for letters that reach over their advance width.
-    if measure(text, size, bold) <= width - 1:
-        return text
-    low, high = -1, len(text) - 1
-    while low < high:
-        middle = (low + high + 1) // 2
-        if measure(text[:middle].rstrip() + "…", size, bold) <= width - 1:
-            low = middle
-        else:
-            high = middle - 1
-    return text[:low].rstrip() + "…" if low >= 0 else ""
-
-
-@lru_cache(maxsize=1024)
-def wrap(text: str, size: int, width: float, most: int) -> tuple[str, ...]:
-    """Breaks text into at most `most` lines; the last one is cut with an ellipsis where there is more.
-
-    Lines are made about equally long, and two blanks in a row are a favoured place to break.
-    """
-    text = text.replace(" = ", "\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}")
-    parts = [part.strip() for part in text.split("  ") if part.strip()]
-    if 1 < len(parts) <= most and measure(text, size) > width - 1:
-        lines = [line for part in parts for line in wrap(part, size, width, most)]
-        if len(lines) <= most:
-            return tuple(lines)
-    lines = list(_broken(text, size, width, most))
-    if len(lines) > 1 and not lines[-1].endswith("…"):
-        narrow = width
-        while narrow > width * 0.5:
-            narrow -= max(4.0, width / 40)
-            tighter = _broken(text, size, narrow, len(lines))
-            if len(tighter) > len(lines) or tighter[-1].endswith("…"):
-                break
-            lines = list(tighter)
-    return tuple(lines)
-
-
-def _broken(text: str, size: int, width: float, most: int) -> tuple[str, ...]:
-    lines: list[str] = []
-    rest = text
-    while rest:
-        if len(lines) == most - 1 or measure(rest, size) <= width - 1:
-            return (*lines, truncate(rest, size, width))
-        fits = len(truncate(rest, size, width)) - 1
-        # A word that is longer than the line is broken.
-        cut = rest.rfind(" ", 0, fits + 2)
-        cut = cut if cut > 0 else max(1, fits)
-        lines.append(rest[:cut].rstrip())
-        rest = rest[cut:].lstrip()
-    return tuple(lines)
-
-
-def number(value: float) -> str:
-    """A number with about three significant digits, as short as can be, with a real minus sign.
-
-    >>> [number(v) for v in (0.0, 0.9312, 12.44, 1234.5, 0.00012, -3.0, 2.5e7)]
-    ['0', '0.931', '12.4', '1234', '1.2e-4', '−3', '2.5e7']
-    """
-    magnitude = abs(value)
-    if not np.isfinite(value):
-        text = "NaN" if np.isnan(value) else "∞"
-    elif magnitude == 0:
-        return "0"
-    elif magnitude < 1e-3 or magnitude >= 1e5:
-        mantissa, exponent = f"{magnitude:.1e}".split("e")
-        text = f"{mantissa.removesuffix('.0')}e{int(exponent)}"
-    else:
-        digits = max(0, 2 - int(np.floor(np.log10(magnitude))))
-        text = f"{magnitude:.{min(digits, 3)}f}"
-        text = text.rstrip("0").rstrip(".") if "." in text else text
-    return "−" + text if value < 0 else text
-
-
-def aligned(values: Sequence[float], digits: int = 3) -> list[str]:
-    """Numbers with equally many decimals, so that a row of them compares easily.
-
-    Args:
-        values: The numbers.
-        digits: Significant digits of the largest one.
-
-    >>> aligned([12.44, 9.0, -0.5])
-    ['12.4', '9.0', '−0.5']
-    """
-    largest = max((abs(v) for v in values if np.isfinite(v)), default=0.0)
-    if not 1e-2 <= largest < 1e5:
-        return [number(v) for v in values]
-    decimals = max(0, digits - 1 - int(np.floor(np.log10(largest))))
-    return [number(v) if not np.isfinite(v) else f"{v:.{decimals}f}".replace("-", "−") for v in values]

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from lit_viz.draw.arrays import to_numpy
-from lit_viz.draw.canvas import MUTED, RULE, SMALL, Canvas, ColorBar, Page, measure
+from lit_viz.draw.canvas import MUTED, RULE, SMALL, Canvas, ColorBar, Page
 from lit_viz.draw.colormaps import colorize, hatch
+from lit_viz.draw.text import measure
 from lit_viz.errors import UsageError
 
 _SCALES = ("each", "shared")

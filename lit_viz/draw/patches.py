@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lit_viz.draw.arrays import as_rgb
-from lit_viz.draw.canvas import BODY, INK, MUTED, SHADE, SMALL, Canvas, Page, aligned, clean, measure
+from lit_viz.draw.canvas import BODY, INK, MUTED, SHADE, SMALL, Canvas, Page
 from lit_viz.draw.images import fitted_size, masked, resized
+from lit_viz.draw.text import aligned, clean, measure
 from lit_viz.errors import UsageError
 
 _GAP, _BLOCK_GAP, _ROW_GAP = 6, 36, 14

@@ -21,11 +21,9 @@ from lit_viz.draw.canvas import (
     Canvas,
     Color,
     Page,
-    clean,
-    measure,
-    truncate,
 )
 from lit_viz.draw.colormaps import CVD_SAFE_10
+from lit_viz.draw.text import clean, measure, truncate
 from lit_viz.errors import UsageError
 
 _OTHER: Color = (196, 200, 206)

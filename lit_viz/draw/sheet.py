@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from lit_viz.draw.arrays import as_rgb
-from lit_viz.draw.canvas import BODY, INK, MUTED, SMALL, Canvas, Color, ColorBar, Page, clean, wrap
+from lit_viz.draw.canvas import BODY, INK, MUTED, SMALL, Canvas, Color, ColorBar, Page
 from lit_viz.draw.images import fitted_size, resized
+from lit_viz.draw.text import clean, wrap
 from lit_viz.errors import UsageError
 
 _RIGHT: Color = (0, 130, 103)

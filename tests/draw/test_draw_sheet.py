@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from lit_viz import draw
-from lit_viz.draw.canvas import aligned, clean, measure, number, truncate, wrap
 from lit_viz.draw.images import fitted_size, resized
+from lit_viz.draw.text import aligned, clean, measure, number, truncate, wrap
 from lit_viz.errors import UsageError
 
 RNG = np.random.default_rng(0)
