@@ -23,6 +23,7 @@ from lit_viz.draw.canvas import (
     Page,
 )
 from lit_viz.draw.colormaps import CVD_SAFE_10
+from lit_viz.draw.names import Place, place_names
 from lit_viz.draw.text import clean, measure, truncate
 from lit_viz.errors import UsageError
 
@@ -143,8 +144,8 @@ def scatter_panels(
 ) -> NDArray[np.uint8]:
     """Projections of the same points side by side, without axes, equally scaled in both directions.
 
-    Up to ten classes are named where they lie, at their medians; a legend lists up to twenty. Of more classes
-    the ten most frequent (or `highlight`) are coloured over grey.
+    Up to ten classes are named beside their points, where there is a place for it; a legend lists up to twenty. Of more
+    classes the ten most frequent (or `highlight`) are coloured over grey.
 
     Args:
         panels: One to four.
@@ -284,57 +285,42 @@ def _cloud(
         for r, fill in ((radius + edge, PAPER), (radius, color)) if edge else ((radius, color),):
             r = r * _FINE * (0.9 if square else 1.0)
             (draw.rectangle if square else draw.ellipse)((x - r, y - r, x + r, y + r), fill=fill)
+    names = _names(page, where, labels, key, width, height, radius) if key is not None and labels is not None else []
+    for label, _, place in names:
+        if place.leader:
+            line = [_FINE * v for v in place.leader]
+            draw.line(line, fill=_dark(key.color(label)), width=round(_FINE * 1.4 * page.max_size / 1000))
     canvas.paste(picture.reduce(_FINE), 0, 0)
-    if key is not None and labels is not None and len(key.shown) <= _PALETTE:
-        _name_classes(page, canvas, where, labels, key)
+    for label, text, place in names:
+        baseline, color = place.y + page.px(6.5), _dark(key.color(label))
+        canvas.text(place.x, baseline, text, page.px(BODY), color=color, bold=True, align="center", halo=page.px(3))
     return canvas.image
 
 
-def _name_classes(
-    page: Page, canvas: Canvas, where: NDArray[np.float64], labels: NDArray[np.int64], key: ClassColors
-) -> None:
-    """Writes each name at the median of its class, or at the nearest place that is free."""
-    px, (width, height) = page.px, canvas.image.size
-    size, line = px(BODY), px(BODY) + px(6)
-    taken: list[tuple[float, float, float, float]] = []
-    members = {c: where[(labels == c) & np.isfinite(where).all(axis=1)] for c in key.shown}
-    for label, name in sorted(zip(key.shown, key.names, strict=True), key=lambda e: -len(members[e[0]])):
-        if not len(members[label]):
-            continue
-        text = truncate(clean(name), size, px(180), bold=True)
-        if not text:
-            continue
-        half = measure(text, size, bold=True) / 2 + px(7)
-        x, y = np.median(members[label], axis=0)
-        for dx, dy in _around(line * 0.5, 9):
-            cx = float(np.clip(x + dx, half + 2, max(half + 2, width - half - 2)))
-            cy = float(np.clip(y + dy, line / 2 + 2, height - line / 2 - 2))
-            box = (cx - half, cy - line / 2, cx + half, cy + line / 2)
-            if not any(_overlap(box, other) for other in taken):
-                taken.append(box)
-                dark = tuple(round(c * 0.55) for c in key.color(label))
-                canvas.text(
-                    cx,
-                    cy + px(6.5),
-                    text,
-                    size,
-                    color=dark,
-                    bold=True,
-                    width=2 * half,
-                    align="center",
-                    halo=px(3),
-                )
-                break
+def _names(
+    page: Page,
+    where: NDArray[np.float64],
+    labels: NDArray[np.int64],
+    key: ClassColors,
+    width: int,
+    height: int,
+    radius: float,
+) -> list[tuple[int, str, Place]]:
+    """Class, name and place, of those classes whose names can be written into the panel."""
+    px = page.px
+    if len(key.shown) > _PALETTE:
+        return []
+    finite = np.isfinite(where).all(axis=1)
+    texts = [truncate(clean(name), px(BODY), min(px(260), 0.42 * width), bold=True) for name in key.names]
+    sizes = [(measure(text, px(BODY), bold=True) + px(6), px(BODY + 4)) for text in texts]
+    members = [
+        where[(labels == label) & finite] if text else where[:0] for label, text in zip(key.shown, texts, strict=True)
+    ]
+    rest = where[finite & ~np.isin(labels, key.shown)]
+    places = place_names(sizes, members, rest, width, height, radius=radius, unit=page.max_size / 1000)
+    return [(label, text, place) for label, text, place in zip(key.shown, texts, places, strict=True) if place]
 
 
-def _around(step: float, rings: int) -> list[tuple[float, float]]:
-    """Offsets from the centre outwards."""
-    offsets = [(0.0, 0.0)]
-    for ring in range(1, rings + 1):
-        for angle in np.linspace(0, 2 * np.pi, 8 * ring, endpoint=False):
-            offsets.append((float(ring * step * np.cos(angle)), float(ring * step * np.sin(angle))))
-    return offsets
-
-
-def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> bool:
-    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+def _dark(color: Color) -> Color:
+    r, g, b = (round(c * 0.55) for c in color)
+    return r, g, b

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from lit_viz import draw
+from lit_viz.draw.names import place_names
 from lit_viz.draw.thumbnails import _thin
 from lit_viz.errors import UsageError
 
@@ -72,6 +73,46 @@ def test_degenerate_points_are_drawn(points: list[list[float]]) -> None:
         draw.thumbnail_grid(points, thumbs, labels=range(count)),
     ):
         assert max(page.shape[:2]) <= 1000
+
+
+def test_a_name_never_hides_the_only_point_of_its_class() -> None:
+    points, labels = cloud(400, 6)
+    labels[17] = 6
+    page = draw.scatter(points, labels, [f"a long class name {i}" for i in range(7)], max_size=500)
+    assert has(page, draw.CVD_SAFE_10[6])
+
+
+@pytest.mark.parametrize(("spread", "hidden"), [(9.0, 0), (3.0, 12), (0.0, 30)])
+def test_names_hide_few_points_and_not_each_other(spread: float, hidden: int) -> None:
+    rng = np.random.default_rng(2)
+    labels = rng.integers(0, 10, 1000)
+    points = rng.uniform(-spread, spread, (10, 2))[labels] + rng.standard_normal((1000, 2))
+    where = (points - points.min(0)) / np.ptp(points, axis=0).max() * 390 + 30
+    sizes = [(70.0 + 9 * i, 22.0) for i in range(10)]
+    places = place_names(sizes, [where[labels == i] for i in range(10)], where[:0], 450, 450, radius=4)
+    boxes = [(p.x - w / 2, p.y - h / 2, p.x + w / 2, p.y + h / 2) for (w, h), p in zip(sizes, places, strict=True) if p]
+    assert len(boxes) >= 7
+    covered = sum(((where > b[:2]) & (where < b[2:])).all(1).sum() for b in np.array(boxes))
+    assert covered <= hidden
+    for a, b in permutations(boxes, 2):
+        assert a[0] >= b[2] or b[0] >= a[2] or a[1] >= b[3] or b[1] >= a[3]
+    assert np.min(boxes) >= 0 and np.max(boxes) <= 450
+
+
+def test_names_lie_at_the_largest_cluster_and_have_leaders_when_away() -> None:
+    rng = np.random.default_rng(0)
+    two = np.concatenate([rng.normal(60, 8, (30, 2)), rng.normal(300, 8, (80, 2))])
+    near = place_names([(60, 20)], [two], two[:0], 400, 400, radius=4)[0]
+    assert near is not None and near.leader is None and np.hypot(near.x - 300, near.y - 300) < 80
+    # Others all around leave no place nearby.
+    x, y = np.meshgrid(np.arange(100, 601, 8.0), np.arange(100, 601, 8.0))
+    one, crowd = np.array([[200.0, 120.0]]), np.stack([x.ravel(), y.ravel()], 1)
+    away = place_names([(60, 20)], [one], crowd, 700, 700, radius=4)[0]
+    assert away is not None and away.leader is not None and away.y < 95
+    np.testing.assert_allclose(np.hypot(*(one[0] - away.leader[2:])), 4)
+    # Too far away from anywhere.
+    lost = place_names([(60, 20)], [one + 200.0], crowd, 700, 700, radius=4)[0]
+    assert lost is None
 
 
 @pytest.mark.parametrize("panels", [1, 2, 3, 4])
