@@ -7,17 +7,24 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 
 from lit_viz.draw.arrays import as_labels, as_points, as_rgb_stack
-from lit_viz.draw.canvas import SHADE, Canvas, Page
+from lit_viz.draw.canvas import SHADE, Canvas, Color, Page
 from lit_viz.draw.images import fitted_size, resized
-from lit_viz.draw.scatter import ClassColors, class_colors, legend_picture, placed
+from lit_viz.draw.scatter import class_colors, legend_picture, placed
 from lit_viz.errors import UsageError
 
 _BORDER = 2.5
+# Sides of thumbnails on a map, px on a page of 1000 px, and the share of images that should be seen.
+_SIDES = (96, 84, 72, 62, 54, 47, 41, 36, 32, 29, 26, 24, 22)
+_ENOUGH = 0.9
+_REACH = 4.0
+# Of the area; on a fuller map clusters would grow together.
+_FILL = 0.6
+# More would not fit on a map at any size.
+_MOST = 2500
 
 
 def thumbnail_map(
@@ -30,10 +37,13 @@ def thumbnail_map(
     subtitle: str = "",
     max_size: int = 1000,
 ) -> NDArray[np.uint8]:
-    """Thumbnails at their places in the plane.
+    """Thumbnails about at their places in the plane, moved apart so that none hides another.
 
-    Where they would hide each other, only the first in the order of the input is shown, and a grey dot marks
-    the place of every other.
+    The map is laid out in cells of the size of a thumbnail, and each image is moved to a free one nearby: by less than
+    a cell where there is room, by at most four where images crowd, such that the sum of squared distances is least.
+    Clusters so become patches, larger than the clusters are, with their images in order. Thumbnails are as large as
+    leaves nine in ten images visible, down to a size that can still be seen. A grey dot marks the place of an image
+    without a free cell.
 
     Args:
         points: (n, 2); points that aren't finite are left out.
@@ -57,20 +67,74 @@ def thumbnail_map(
     canvas = Canvas(width, height + below)
     canvas.fill(0, 0, width, height, SHADE)
     if len(places):
-        # The area of all thumbnails is about that of the map, within what can be seen.
-        side = int(np.clip(np.sqrt(width * height / len(places)), px(30), px(64)))
-        tile = fitted_size(*pictures.shape[1:3], side, side)
-        where = placed(places, width, height, side // 2 + px(10))
-        kept = _thin(where, 0.88 * max(tile))
+        where, moved, tile, edge = _arranged(page, places, pictures.shape[1:3], width, height, key is not None)
+        hidden = np.isnan(moved).any(axis=1)
         dot = px(4)
-        for x, y in where[~kept]:
+        for x, y in where[hidden]:
             canvas.fill(x - dot / 2, y - dot / 2, dot, dot, (186, 191, 198))
-        for i in np.flatnonzero(kept):
-            x, y = round(where[i, 0] - tile[1] / 2), round(where[i, 1] - tile[0] / 2)
-            _paste(canvas, page, pictures[i], tile, x, y, classes, key, int(i))
+        for i in np.flatnonzero(~hidden):
+            x, y = round(moved[i, 0] - tile[1] / 2), round(moved[i, 1] - tile[0] / 2)
+            color = None if classes is None or key is None else key.color(int(classes[i]))
+            _paste(canvas, pictures[i], tile, x, y, color, edge)
     if legend:
         canvas.paste(legend, 0, height + px(16))
     return page.finish(canvas.image)
+
+
+def _arranged(
+    page: Page, places: NDArray[np.float64], shape: tuple[int, ...], width: int, height: int, bordered: bool
+) -> tuple[NDArray[np.float64], NDArray[np.float64], tuple[int, int], int]:
+    """Places on the map, where they are moved to, the size of the tiles (height, width), and their border."""
+    px = page.px
+
+    def attempt(side: int) -> tuple[NDArray[np.float64], NDArray[np.float64], tuple[int, int], int]:
+        tile = fitted_size(*shape[:2], px(side), px(side))
+        edge = px(min(_BORDER, max(1.5, side / 18))) if bordered else 0
+        gap = 2 * edge + (px(1) if bordered else px(2))
+        where = placed(places, width, height, max(tile) // 2 + px(8))
+        return where, spread_out(where, width, height, (tile[0] + gap, tile[1] + gap), _REACH), tile, edge
+
+    # The smaller they are, the more are visible.
+    largest = np.sqrt(_FILL * width * height / len(places)) / px(1000) * 1000
+    low, high = min(sum(side > largest for side in _SIDES), len(_SIDES) - 1), len(_SIDES) - 1
+    while low < high:
+        middle = (low + high) // 2
+        if np.isfinite(attempt(_SIDES[middle])[1][:, 0]).mean() >= _ENOUGH:
+            high = middle
+        else:
+            low = middle + 1
+    return attempt(_SIDES[low])
+
+
+def spread_out(
+    where: NDArray[np.float64], width: int, height: int, pitch: tuple[int, int], reach: float
+) -> NDArray[np.float64]:
+    """Moves points to the cells of a grid, each to one of its own, with the least sum of squared distances.
+
+    Args:
+        where: (n, 2) px, finite; of more than 2500 an even share is taken.
+        width: Of the map, which the grid fills, centred.
+        height: Of the map.
+        pitch: Height and width of a cell.
+        reach: How far a point may be moved, in cells, at least 1.
+
+    Returns:
+        (n, 2) centres of cells; NaN where no cell is free within reach.
+    """
+    cell = np.array(pitch[::-1])
+    columns, rows = np.maximum(1, np.array([width, height]) // cell)
+    first = (np.array([width, height]) - [columns, rows] * cell) / 2 + cell / 2
+    centers = np.stack(np.meshgrid(np.arange(columns), np.arange(rows)), axis=-1).reshape(-1, 2) * cell + first
+    chosen = np.round(np.linspace(0, len(where) - 1, min(len(where), _MOST))).astype(int)
+    distance = cdist(where[chosen] / cell, centers / cell, "sqeuclidean")
+    near = distance.min(axis=0) <= reach**2
+    # Leaving out an image costs more than moving one, but not a whole chain of them.
+    cost = np.where(distance[:, near] <= reach**2, distance[:, near], 4 * reach**2)
+    point, target = linear_sum_assignment(cost)
+    ok = cost[point, target] <= reach**2
+    out = np.full(where.shape, np.nan)
+    out[chosen[point[ok]]] = centers[near][target[ok]]
+    return out
 
 
 def thumbnail_grid(
@@ -121,7 +185,8 @@ def thumbnail_grid(
         cell = assign_to_grid(places[chosen], rows, columns)
         for i, at in zip(chosen, cell, strict=True):
             x, y = inset + (at % columns) * pitch[1], inset + (at // columns) * pitch[0]
-            _paste(canvas, page, pictures[i], tile, int(x), int(y), classes, key, int(i))
+            color = None if classes is None or key is None else key.color(int(classes[i]))
+            _paste(canvas, pictures[i], tile, int(x), int(y), color, inset)
     if legend:
         canvas.paste(legend, 0, canvas.image.height - legend.height)
     return page.finish(canvas.image)
@@ -164,33 +229,10 @@ def _inputs(
     return places[finite], pictures[finite], None if classes is None else classes[finite]
 
 
-def _thin(where: NDArray[np.float64], distance: float) -> NDArray[np.bool_]:
-    """Keeps points, in their order, that are `distance` away from all kept before, along x or y."""
-    kept = np.zeros(len(where), dtype=bool)
-    cells: dict[tuple[int, int], list[int]] = {}
-    for i, (x, y) in enumerate(where):
-        column, row = int(x // distance), int(y // distance)
-        near = (j for dx in (-1, 0, 1) for dy in (-1, 0, 1) for j in cells.get((column + dx, row + dy), ()))
-        if all(max(abs(where[j, 0] - x), abs(where[j, 1] - y)) >= distance for j in near):
-            kept[i] = True
-            cells.setdefault((column, row), []).append(i)
-    return kept
-
-
 def _paste(
-    canvas: Canvas,
-    page: Page,
-    pixels: NDArray[np.uint8],
-    tile: tuple[int, int],
-    x: int,
-    y: int,
-    labels: NDArray[np.int64] | None,
-    key: ClassColors | None,
-    index: int,
+    canvas: Canvas, pixels: NDArray[np.uint8], tile: tuple[int, int], x: int, y: int, color: Color | None, edge: int
 ) -> None:
-    picture: Image.Image = resized(pixels, *tile)
-    canvas.paste(picture, x, y)
-    if labels is not None and key is not None:
-        edge = page.px(_BORDER)
-        color = key.color(int(labels[index]))
-        canvas.frame(x - edge, y - edge, tile[1] + 2 * edge, tile[0] + 2 * edge, color, edge)
+    """A thumbnail with its upper left corner at (x, y), and a border of its class around it."""
+    if color is not None:
+        canvas.fill(x - edge, y - edge, tile[1] + 2 * edge, tile[0] + 2 * edge, color)
+    canvas.paste(resized(pixels, *tile), x, y)

@@ -11,7 +11,7 @@ import torch
 
 from lit_viz import draw
 from lit_viz.draw.names import place_names
-from lit_viz.draw.thumbnails import _thin
+from lit_viz.draw.thumbnails import spread_out
 from lit_viz.errors import UsageError
 
 
@@ -191,13 +191,36 @@ def test_thumbnail_grid_shows_every_image_once() -> None:
     assert min(areas) == max(areas) >= 64
 
 
-def test_thinned_thumbnails_keep_their_distance_and_leave_no_gap() -> None:
-    where = np.random.default_rng(0).uniform(0, 300, (500, 2))
-    kept = _thin(where, 30)
-    distance = np.abs(where[:, None] - where[None]).max(-1)
-    inner = distance[np.ix_(kept, kept)] + np.eye(kept.sum()) * 1e9
-    assert kept[0] and inner.min() >= 30
-    assert (distance[np.ix_(~kept, kept)].min(1) < 30).all()
+def test_spread_out_points_share_no_cell_and_keep_to_their_bound() -> None:
+    where = np.clip(np.random.default_rng(0).normal(300, 90, (500, 2)), 20, 580)
+    moved = spread_out(where, 600, 600, (20, 24), 4.0)
+    shown = np.isfinite(moved[:, 0])
+    assert shown.sum() > 300
+    apart = np.abs(moved[shown][:, None] - moved[shown][None]) / [24, 20] + np.eye(shown.sum())[..., None] * 9
+    assert apart.max(-1).min() > 0.999
+    assert np.hypot(*((moved - where)[shown] / [24, 20]).T).max() <= 4
+    assert (moved[shown] >= [12, 10]).all() and (moved[shown] <= [588, 590]).all()
+
+
+def test_points_with_room_hardly_move_and_keep_their_order() -> None:
+    rng = np.random.default_rng(1)
+    x, y = np.meshgrid(np.arange(50, 900, 100.0), np.arange(50, 700, 100.0))
+    where = np.stack([x.ravel(), y.ravel()], 1) + rng.uniform(-20, 20, (x.size, 2))
+    moved = spread_out(where, 900, 700, (50, 50), 4.0)
+    assert np.abs(moved - where).max() < 50
+    for axis in (0, 1):
+        further = np.subtract.outer(where[:, axis], where[:, axis]) > 50
+        assert (np.subtract.outer(moved[:, axis], moved[:, axis])[further] > 0).all()
+
+
+def test_a_map_shows_most_images_without_hiding_any() -> None:
+    points, labels = cloud(300, 8)
+    values = (np.arange(300) % 200).astype(np.uint8)
+    page = draw.thumbnail_map(points, np.broadcast_to(values[:, None, None, None], (300, 9, 9, 3)), labels=labels)
+    areas = [(page == v).all(-1).sum() for v in range(200)]
+    side = np.sqrt(np.median(areas[100:]))
+    assert side == pytest.approx(round(side)) and side >= 22
+    assert sum(area >= side**2 for area in areas) > 150
 
 
 def test_pictures_are_the_same_from_any_thread() -> None:
