@@ -30,6 +30,7 @@ ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", 
 class _Job:
     arguments: Callable[[np.ndarray | None], dict[str, Any]]
     done: Callable[[np.ndarray], None]
+    dropped: Callable[[], None]
     answer: Path = field(default_factory=Path)
 
 
@@ -46,6 +47,7 @@ class EmbeddingWorker:
         self._waiting: deque[_Job] = deque()
         self._running: _Job | None = None
         self._number = 0
+        self._hurried = False
         self.last: np.ndarray | None = None
 
     @property
@@ -54,15 +56,19 @@ class EmbeddingWorker:
         return self._running is not None or bool(self._waiting)
 
     def submit(
-        self, arguments: Callable[[np.ndarray | None], dict[str, Any]], done: Callable[[np.ndarray], None]
+        self,
+        arguments: Callable[[np.ndarray | None], dict[str, Any]],
+        done: Callable[[np.ndarray], None],
+        dropped: Callable[[], None] = lambda: None,
     ) -> None:
         """Queues a job.
 
         Args:
             arguments: From the embedding before (None for the first) to the keyword arguments of `tsne`.
             done: Called in this process, by `poll` or `finish`, with the points (N, 2).
+            dropped: Called so instead if there won't be any.
         """
-        self._waiting.append(_Job(arguments, done))
+        self._waiting.append(_Job(arguments, done, dropped))
         self._start_next()
 
     def poll(self) -> None:
@@ -80,6 +86,7 @@ class EmbeddingWorker:
                     points = None if error else answer["points"]
                 job.answer.unlink()
                 if error:
+                    job.dropped()
                     raise RuntimeError(f"t-SNE failed:\n{error}")
                 self.last = points
                 job.done(points)
@@ -88,28 +95,50 @@ class EmbeddingWorker:
         if self._running is not None and self._process is not None and self._process.poll() is not None:
             if self._running.answer.exists():
                 return self.poll()
-            self._running, code = None, self._forget_process()
+            job, self._running, code = self._running, None, self._forget_process()
             self._start_next()
+            job.dropped()
             raise RuntimeError(f"the t-SNE process ended with exit code {code}.")
         return None
 
     def finish(self, timeout: float) -> None:
-        """Waits until every job is answered.
+        """Waits until every job is answered, no longer standing back for anything else.
 
         Raises:
             TimeoutError: After `timeout` seconds; what is left is dropped.
             RuntimeError: As in `poll`.
         """
         deadline = time.monotonic() + timeout
+        self.poll()
+        if self.busy:
+            self._hurry()
         while self.busy:
-            self.poll()
-            if not self.busy:
-                return
             if time.monotonic() > deadline:
-                left = len(self._waiting) + 1
+                left = [job for job in (self._running, *self._waiting) if job is not None]
                 self.close()
-                raise TimeoutError(f"{left} t-SNE embedding(s) were not ready after {timeout:.0f} s and are left out.")
+                for job in left:
+                    job.dropped()
+                raise TimeoutError(f"{len(left)} t-SNE embedding(s) were not ready after {timeout:.0f} s.")
             time.sleep(0.02)
+            self.poll()
+
+    def _hurry(self) -> None:
+        """Gives the process the priority of any other: training is over."""
+        if self._process is None or self._hurried:
+            return
+        self._hurried = True
+        try:
+            if hasattr(os, "SCHED_IDLE"):
+                os.sched_setscheduler(self._process.pid, os.SCHED_OTHER, os.sched_param(0))
+            os.setpriority(os.PRIO_PROCESS, self._process.pid, 0)
+        except (OSError, AttributeError):
+            # Priority is easily given up, but only the administrator may take it back: start anew.
+            self._process.kill()
+            self._forget_process()
+            if self._running is not None:
+                self._waiting.appendleft(self._running)
+                self._running = None
+            self._start_next()
 
     def close(self) -> None:
         """Ends the process and drops what is left."""
@@ -139,7 +168,7 @@ class EmbeddingWorker:
         if self._process is None:
             # -P: the folder of the script holds modules that must not shadow others.
             self._process = subprocess.Popen(
-                [sys.executable, "-P", str(SCRIPT)],
+                [sys.executable, "-P", str(SCRIPT), *(["--hurry"] if self._hurried else [])],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 
 # Importing them is what makes short class names work: `--trainer.callbacks+=Saliency`, `class_path: Photographs`.
@@ -21,6 +21,7 @@ import lit_viz.modules  # noqa: F401
 from lit_viz.callbacks import VisualizationCallback
 from lit_viz.errors import UsageError
 from lit_viz.functional import format_layer_table, layer_table
+from lit_viz.layers import first_convolution
 from lit_viz.probing import split_batch
 
 CONFIG_FOLDERS = (Path(__file__).parent / "configs", Path(__file__).parent.parent / "configs")
@@ -46,7 +47,7 @@ class LitVizTrainer(Trainer):
         """
         if image_size is not None:
             height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-            channels = next(model.parameters()).shape[1]
+            channels = first_convolution(model)[1].in_channels
             image = torch.zeros(1, channels, height, width)
         elif datamodule is not None:
             datamodule.prepare_data()
@@ -56,6 +57,14 @@ class LitVizTrainer(Trainer):
         else:
             raise UsageError("give --data or --image_size, so that layers have a size to be listed with.")
         print(format_layer_table(layer_table(model, image, containers=containers)))
+
+
+class SaveConfigBesideLogs(SaveConfigCallback):
+    """Keeps the configuration of a run beside its logs; without a logger it would lie about in the working folder."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if trainer.loggers:
+            super().setup(trainer, pl_module, stage)
 
 
 class LitVizCLI(LightningCLI):
@@ -68,6 +77,7 @@ class LitVizCLI(LightningCLI):
             subclass_mode_data=True,
             auto_configure_optimizers=False,
             seed_everything_default=0,
+            save_config_callback=SaveConfigBesideLogs,
             save_config_kwargs={"overwrite": True},
             **kwargs,
         )
@@ -137,15 +147,25 @@ def main(args: Sequence[str] | None = None) -> None:
         sys.argv[1:] = _with_known_configs(sys.argv[1:])
     try:
         LitVizCLI(args=None if args is None else _with_known_configs(list(args)))
-    except UsageError as error:
-        # The message says it all; a traceback would hide it.
-        sys.exit(f"lit_viz: {error}")
+    except Exception as error:
+        # The message of a usage error says it all; a traceback, or the parser's report of all it tried, would hide it.
+        told = _usage_error(error)
+        if told is None:
+            raise
+        sys.exit(f"lit_viz: {told}")
+
+
+def _usage_error(error: BaseException | None) -> UsageError | None:
+    while error is not None and not isinstance(error, UsageError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def _quiet() -> None:
     """Leaves out what is no news to someone who runs a configuration."""
     # Small data are faster without workers, and the advice is repeated for every loader.
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended to run from within Python.*")
     warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
     told = logging.getLogger("lightning.pytorch.utilities.rank_zero")
     told.addFilter(lambda record: "Tip:" not in record.getMessage())

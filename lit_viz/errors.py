@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import numbers
+from collections.abc import Iterable, Sequence
 
 
 class UsageError(ValueError):
@@ -26,3 +27,17 @@ def nearest(name: str, known: Iterable[str], *, n: int = 5) -> str:
         return "did you mean " + " or ".join(repr(c) for c in close) + "?"
     shown = ", ".join(repr(k) for k in known[:n])
     return f"known: {shown}" + (f" and {len(known) - n} more" if len(known) > n else "")
+
+
+def check_at_least(name: str, value: object, least: int, otherwise: str = "") -> None:
+    """Raises `UsageError` unless `value` is a whole number of at least `least`."""
+    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if not whole or value < least:  # type: ignore[operator]
+        raise UsageError(f"{name} must be a whole number, at least {least}{otherwise}; got {value!r}.")
+
+
+def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    """Raises `UsageError` unless `value` is one of the choices."""
+    if value not in choices:
+        listed = ", ".join(repr(c) for c in choices[:-1])
+        raise UsageError(f"{name} is {listed} or {choices[-1]!r}, not {value!r}.")

@@ -46,7 +46,8 @@ def untouched(model: Callable[..., Any], *, seed: int | None = None) -> Iterator
     Inside, the model is in evaluation mode, gradients can be taken even under `torch.inference_mode`, compiled
     parts run eagerly (hooks added after compilation never fire otherwise) and the global generators are set apart.
     Afterwards, also after an exception, each module has its own mode back (frozen batch norms stay frozen), each
-    parameter its `requires_grad`, each buffer its value, and the generators their state.
+    parameter its `requires_grad`, each buffer its value, and the generators their state. What a `forward` writes
+    elsewhere (attributes of Python, values of parameters) stays written.
 
     Take gradients with `torch.autograd.grad`: `backward` would add to the parameters' `.grad`.
 
@@ -65,6 +66,7 @@ def untouched(model: Callable[..., Any], *, seed: int | None = None) -> Iterator
     grads = [(p, p.requires_grad) for p in module.parameters()]
     with torch.inference_mode(False), torch.no_grad():
         buffers = [(b, _version(b), b.clone()) for b in module.buffers() if not _is_lazy(b)]
+        registered = [(m, set(m._buffers)) for m, _ in modes]
         slots = [(m, name, b) for m, _ in modes for name, b in m._buffers.items() if b is None or not _is_lazy(b)]
     with isolated_rng(seed), torch.inference_mode(False), torch.enable_grad(), _eager():
         try:
@@ -77,6 +79,9 @@ def untouched(model: Callable[..., Any], *, seed: int | None = None) -> Iterator
             for p, flag in grads:
                 if p.requires_grad != flag:
                     p.requires_grad_(flag)
+            for m, names in registered:
+                for name in m._buffers.keys() - names:
+                    del m._buffers[name]
             for m, name, buffer in slots:
                 m._buffers[name] = buffer  # some modules put a new tensor in its place
             for buffer, version, value in buffers:

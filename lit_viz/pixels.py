@@ -67,23 +67,58 @@ class PixelSpace:
         return out[0], out[1]
 
 
-def find_pixel_space(*sources: Any) -> PixelSpace | None:
+def given_pixel_space(mean: Any, std: Any) -> PixelSpace:
+    """A normalisation that the user told.
+
+    Args:
+        mean: One number, or one per channel, in colour units from 0 to 1.
+        std: Likewise.
+
+    Raises:
+        UsageError: For values that are no such numbers, or stand for colours from 0 to 255.
+    """
+    try:
+        space = PixelSpace(mean, std)
+    except (TypeError, ValueError) as error:
+        raise UsageError(
+            f"mean and std are numbers, one or one per channel, not {mean!r} and {std!r}: {error}"
+        ) from None
+    if _of_bytes(space):
+        raise UsageError(
+            f"mean and std are in colour units, where 1 is full intensity: divide {space.mean} and {space.std} by 255."
+        )
+    return space
+
+
+def find_pixel_space(*sources: Any, channels: int | None = None) -> PixelSpace | None:
     """Looks for a normalisation in data modules, data sets, transforms or models.
 
-    The first hit counts: attributes `mean` and `std` (our data modules, timm-like configurations), or the last
-    `Normalize`-like transform inside `transform`, `transforms`, `dataset(s)`.
+    The first hit that suits the images counts: attributes `mean` and `std` (our data modules, timm-like
+    configurations), or the last `Normalize`-like transform inside `transform`, `transforms`, `dataset(s)`. Values for
+    colours from 0 to 255 are divided by 255.
 
     Args:
         *sources: Objects to search, best first. None is skipped.
+        channels: Of the images; None takes whatever is found.
 
     Returns:
         What was found, or None.
     """
     for source in sources:
         found = _search(source, depth=0)
-        if found is not None:
+        if found is None or not (channels is None or {len(found.mean), len(found.std)} <= {1, channels}):
+            continue
+        if not _of_bytes(found):
             return found
+        if max(found.mean) <= 255:
+            mean, std = (tuple(v / 255 for v in values) for values in (found.mean, found.std))
+            return PixelSpace(mean, std, found.source)
     return None
+
+
+def _of_bytes(space: PixelSpace) -> bool:
+    # No image of colours up to 1 has a mean or a deviation that large.
+    return max(*space.mean, *space.std) > 2
 
 
 def guess_pixel_space(images: Tensor) -> PixelSpace:

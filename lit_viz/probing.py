@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import copy
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, fields, is_dataclass
+from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from torch import Tensor
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from torch import Tensor, nn
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
     DistributedSampler,
     IterableDataset,
+    RandomSampler,
     SequentialSampler,
+    SubsetRandomSampler,
     default_collate,
 )
 
@@ -25,19 +32,64 @@ from lit_viz.guard import isolated_rng, untouched
 IMAGE_KEYS = ("image", "images", "img", "imgs", "pixel_values", "x", "input", "inputs")
 LABEL_KEYS = ("label", "labels", "target", "targets", "y", "class", "classes")
 
+LARGE = 2**20  # bytes of an array that is not copied
+
 BatchToImages = Callable[[Any], Tensor | tuple[Tensor, Tensor | None]]
+Forward = Callable[[LightningModule, Tensor], Any]
 
 
 @contextmanager
-def looking(trainer: Trainer, module: LightningModule, *, seed: int = 0) -> Iterator[None]:
+def looking(
+    trainer: Trainer, module: LightningModule, *, seed: int = 0, forward: Forward | None = None
+) -> Iterator[None]:
     """`untouched`, under the precision that the trainer runs the model in.
 
     Under 16-bit mixed precision the look is taken in float32: gradients with respect to pixels underflow in float16,
-    and the loss scaling that saves training does not reach them.
+    and the loss scaling that saves training does not reach them. What `forward` logs inside is not logged: it would
+    mix with the metrics of the run.
+
+    Args:
+        trainer: The trainer.
+        module: Its module.
+        seed: For the generators, see `untouched`.
+        forward: What `module(images)` does inside, instead of the module's own `forward`.
     """
     plugin = trainer.precision_plugin
     context = nullcontext() if plugin.precision == "16-mixed" else plugin.forward_context()
-    with untouched(module, seed=seed), context:
+    silent = {name: lambda *_, **__: None for name in ("log", "log_dict")}
+    with ExitStack() as stack:
+        stack.enter_context(untouched(module, seed=seed))
+        stack.enter_context(context)
+        for part in module.modules():
+            if isinstance(part, LightningModule):
+                stack.enter_context(_attributes(part, silent))
+        if forward is not None:
+            stack.enter_context(_called_with(module, forward))
+        yield
+
+
+@contextmanager
+def _attributes(module: LightningModule, values: Mapping[str, Any]) -> Iterator[None]:
+    """Attributes of this object alone, over those of its class."""
+    own = {name: module.__dict__[name] for name in values if name in module.__dict__}
+    module.__dict__.update(values)
+    try:
+        yield
+    finally:
+        for name in values:
+            del module.__dict__[name]
+        module.__dict__.update(own)
+
+
+@contextmanager
+def _called_with(module: LightningModule, forward: Forward) -> Iterator[None]:
+    def run(images: Tensor) -> Any:
+        # Inside, `module(...)` means the module's own way again.
+        with _attributes(module, {"forward": own}):
+            return forward(module, images)
+
+    own = module.forward
+    with _attributes(module, {"forward": run}):
         yield
 
 
@@ -51,13 +103,14 @@ def split_batch(batch: Any, batch_to_images: BatchToImages | None = None) -> tup
     """Finds images and labels in a batch.
 
     Args:
-        batch: A tensor, or tuples, lists and dicts of tensors. Images are the first floating-point tensor with four
-            dimensions, in dicts preferably under a usual name ("image", "pixel_values", "x" …); labels are the
-            first integer tensor with one entry for each image.
+        batch: A tensor, or tuples, lists, dicts and dataclasses of tensors. Images are the first floating-point tensor
+            with four dimensions (where there is none, of bytes), in dicts preferably under a usual name ("image",
+            "pixel_values", "x" …); labels are the first tensor with one integer for each image, or with zeros and
+            ones.
         batch_to_images: Does it instead, and returns images or (images, labels).
 
     Returns:
-        Images (N, C, H, W), labels (N,) int64 or None.
+        Images (N, C, H, W), floating point, and labels (N,) int64 or None.
 
     Raises:
         UsageError: If there are no images, with what was found and how to say it.
@@ -67,19 +120,16 @@ def split_batch(batch: Any, batch_to_images: BatchToImages | None = None) -> tup
         images, labels = found if isinstance(found, tuple) else (found, None)
     else:
         images = _find(batch, IMAGE_KEYS, lambda t: t.dim() == 4 and t.is_floating_point())
-        labels = None
-        if images is not None:
-            count = len(images)
-            labels = _find(
-                batch,
-                LABEL_KEYS,
-                lambda t: t.shape in ((count,), (count, 1)) and t.dtype in (torch.int64, torch.int32),
-            )
+        if images is None:
+            images = _find(batch, IMAGE_KEYS, lambda t: t.dim() == 4 and t.dtype == torch.uint8)
+        labels = None if images is None else _find(batch, LABEL_KEYS, lambda t: _are_labels(t, len(images)))
     if not isinstance(images, Tensor) or images.dim() != 4:
         raise UsageError(
             f"found no images (N, C, H, W) in a batch of {_described(batch)}; pass batch_to_images=..., "
-            f"for instance `lambda batch: batch['left']`, or return (images, labels) from it."
+            f"for instance `lambda batch: batch[0]`, or return (images, labels) from it."
         )
+    # Gradients need real numbers; a network that takes bytes divides them itself.
+    images = images if images.is_floating_point() else images.float()
     return images, None if labels is None else labels.reshape(len(images), -1)[:, 0].long()
 
 
@@ -109,8 +159,11 @@ def load_probe(
 ) -> Probe | None:
     """Takes evenly spaced samples of a data set, the same on every rank and in every run.
 
+    They are read from a copy of the data set (large arrays shared), since reading may change it: a generator of its
+    own that goes on, a file opened at the first access and then inherited by workers.
+
     Args:
-        trainer: Moves the batch to the device, with the hooks that the module and its data have for that.
+        trainer: The trainer.
         module: The module.
         loader: A DataLoader.
         count: How many images.
@@ -118,27 +171,26 @@ def load_probe(
         batch_to_images: See `split_batch`.
 
     Returns:
-        The probe, or None where samples can't be had by index (iterable data); take the first batch there.
+        The probe, or None where samples can't be had so: iterable data, samplers of unknown order, data that can't be
+        copied or collated, batches that hooks of the module or the data module change. Take the first batch there.
 
     Raises:
-        UsageError: If the data set is empty.
+        UsageError: If the data set is empty, or there are no images in its batches.
     """
-    dataset = getattr(loader, "dataset", None)
-    if dataset is None or isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__"):
+    indices = _indices(loader)
+    if indices is not None and len(indices) == 0:
+        raise UsageError(f"the data set {type(loader.dataset).__name__} is empty, so there is nothing to look at.")
+    if indices is None or _batches_are_changed(trainer, module):
         return None
+    chosen = [indices[i] for i in evenly_spaced(len(indices), min(count, len(indices))).tolist()]
     try:
-        length = len(dataset)
-    except TypeError:
+        with isolated_rng(seed), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            dataset, collate = _copy((loader.dataset, loader.collate_fn or default_collate))
+            batch = collate([dataset[i] for i in chosen])
+    except Exception:
         return None
-    if length == 0:
-        raise UsageError(f"the data set {type(dataset).__name__} is empty, so there is nothing to look at.")
-    indices = evenly_spaced(length, min(count, length)).tolist()
-    collate = getattr(loader, "collate_fn", None) or default_collate
-    with isolated_rng(seed):
-        batch = collate([dataset[i] for i in indices])
-        batch = trainer.precision_plugin.convert_input(batch)
-        batch = trainer.strategy.batch_to_device(batch, module.device, dataloader_idx=0)
-    return probe_from_batch(batch, count, batch_to_images=batch_to_images, names=_names(dataset, indices))
+    return probe_from_batch(batch, count, batch_to_images=batch_to_images, names=_names(dataset, chosen))
 
 
 def probe_from_batch(
@@ -163,10 +215,18 @@ def evenly_spaced(length: int, count: int) -> Tensor:
 
 
 def dataloader(trainer: Trainer, index: int = 0) -> Any:
-    """The loader to take probes from: validation or test data where there are any, else training data."""
+    """The loader to take probes from: validation or test data where there are any, else training data.
+
+    Raises:
+        UsageError: If there are loaders, but none of this index.
+    """
     loaders = trainer.test_dataloaders if trainer.testing else trainer.val_dataloaders
+    if loaders is None:
+        return _nth(trainer.train_dataloader, 0)
     found = _nth(loaders, index)
-    return found if found is not None else _nth(trainer.train_dataloader, 0)
+    if found is None:
+        raise UsageError(f"dataloader_idx is {index}, but there is no such loader; they count from 0.")
+    return found
 
 
 class SampleIndices:
@@ -189,6 +249,10 @@ class SampleIndices:
         self.seen = 0
         self._batches = _batches(loader)
         self.exact = self._batches is not None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # An iterator can't be pickled, and none goes on in another process.
+        return {**self.__dict__, "_batches": None}
 
     def next(self, count: int) -> Tensor:
         """Indices of the next `count` samples, int64 (count,)."""
@@ -215,21 +279,73 @@ def _batches(loader: Any) -> Iterator[Sequence[int]] | None:
     return iter(batch_sampler) if in_order else None
 
 
+def _indices(loader: Any) -> Sequence[Any] | None:
+    """What a loader may ask its data set for, or None where that can't be known without drawing samples."""
+    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
+        return None
+    if type(loader.batch_sampler) is not BatchSampler:
+        return None
+    sampler = loader.batch_sampler.sampler
+    # Lightning's own wrapper for other samplers on several ranks hides them.
+    if isinstance(sampler, (SequentialSampler, RandomSampler)) or type(sampler) is DistributedSampler:
+        try:
+            return range(len(loader.dataset))
+        except TypeError:
+            return None
+    return list(sampler.indices) if isinstance(sampler, SubsetRandomSampler) else None
+
+
+def _batches_are_changed(trainer: Trainer, module: LightningModule) -> bool:
+    """Whether the user's hooks have a say in what reaches the network: they may draw random numbers or count."""
+    hooks = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
+    datamodule = getattr(trainer, "datamodule", None)
+    return any(is_overridden(hook, module) or (datamodule and is_overridden(hook, datamodule)) for hook in hooks)
+
+
+def _copy(value: Any) -> Any:
+    """A deep copy that shares networks and large arrays, which are only read."""
+    memo: dict[int, Any] = {}
+    stack, seen = [value], set()
+    while stack:
+        item = stack.pop()
+        if id(item) in seen or isinstance(item, (str, bytes, int, float, type, ModuleType, FunctionType)):
+            continue
+        seen.add(id(item))
+        if isinstance(item, (nn.Module, Trainer)) or (isinstance(item, (Tensor, np.ndarray)) and item.nbytes > LARGE):
+            memo[id(item)] = item
+        elif isinstance(item, Mapping):
+            stack.extend(item.values())
+        elif isinstance(item, (list, tuple)):
+            stack.extend(item)
+        elif isinstance(item, MethodType):
+            stack.append(item.__self__)
+        else:
+            stack.extend(getattr(item, "__dict__", {}).values())
+    return copy.deepcopy(value, memo)
+
+
 def _nth(loaders: Any, index: int) -> Any:
     if loaders is None:
         return None
     if isinstance(loaders, Mapping):
         loaders = list(loaders.values())
     if isinstance(loaders, (list, tuple)):
-        return loaders[index] if index < len(loaders) else None
+        return loaders[index] if 0 <= index < len(loaders) else None
     return loaders if index == 0 else None
 
 
-def _names(dataset: Any, indices: list[int]) -> list[str] | None:
-    names = getattr(dataset, "names", None)
-    if isinstance(names, Sequence) and not isinstance(names, str) and len(names) == len(dataset):
-        return [str(names[i]) for i in indices]
+def _names(dataset: Any, indices: Sequence[Any]) -> list[str] | None:
+    captions = getattr(dataset, "captions", None)
+    if isinstance(captions, Sequence) and not isinstance(captions, str) and len(captions) == len(dataset):
+        return [str(captions[i]) for i in indices]
     return None
+
+
+def _are_labels(tensor: Tensor, count: int) -> bool:
+    if tensor.shape not in ((count,), (count, 1)) or tensor.dtype == torch.bool:
+        return False
+    # Binary classifiers take theirs as 0.0 and 1.0; other real numbers are no classes.
+    return not tensor.is_floating_point() or bool(((tensor == 0) | (tensor == 1)).all())
 
 
 def _find(value: Any, keys: Sequence[str], fits: Callable[[Tensor], bool]) -> Tensor | None:
@@ -239,6 +355,8 @@ def _find(value: Any, keys: Sequence[str], fits: Callable[[Tensor], bool]) -> Te
         items = [value[k] for k in keys if k in value] + [v for k, v in value.items() if k not in keys]
     elif isinstance(value, (list, tuple)):
         items = list(value)
+    elif is_dataclass(value) and not isinstance(value, type):
+        return _find({f.name: getattr(value, f.name) for f in fields(value)}, keys, fits)
     else:
         return None
     for item in items:

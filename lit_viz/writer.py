@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +45,11 @@ class Writer:
             picture: uint8 (H, W, 3).
             step: The trainer's global step.
         """
-        for logger in self.loggers:
-            if isinstance(logger, TensorBoardLogger):
+
+        def write(logger: Any) -> None:
+            if isinstance(logger, Path):
+                save_png(logger, tag, picture, step)
+            elif isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_image(tag, picture, step, dataformats="HWC")
             elif isinstance(logger, WandbLogger):
                 logger.log_image(tag, [Image.fromarray(picture)], step=step)
@@ -56,13 +59,12 @@ class Writer:
                 logger.log_image(tag, [picture], step=step)
             else:
                 save_png(_folder_beside(logger), tag, picture, step)
-        if self.folder is not None:
-            save_png(self.folder, tag, picture, step)
+
+        _to_each([*self.loggers, *([self.folder] if self.folder else [])], write)
 
     def scalars(self, values: dict[str, float], step: int) -> None:
         """Writes numbers by tag."""
-        for logger in self.loggers:
-            logger.log_metrics(values, step=step)
+        _to_each(self.loggers, lambda logger: logger.log_metrics(values, step=step))
 
     def embedding(
         self,
@@ -98,17 +100,32 @@ class Writer:
             sprites = torch.nn.functional.pad(sprites, margins, value=1.0)
         if side > limit:
             sprites = torch.nn.functional.interpolate(sprites, size=(limit, limit), mode="area")
-        for logger in self.loggers:
+
+        def write(logger: Any) -> None:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_embedding(
                     features.cpu(), rows, sprites.cpu(), step, tag=tag, metadata_header=["class", "sample"]
                 )
+
+        _to_each(self.loggers, write)
 
     def flush(self) -> None:
         """Makes what TensorBoard got visible at once."""
         for logger in self.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.flush()
+
+
+def _to_each(targets: Sequence[Any], write: Callable[[Any], None]) -> None:
+    """Writes to all, also where one of them fails; then raises the first failure."""
+    failure: Exception | None = None
+    for target in targets:
+        try:
+            write(target)
+        except Exception as error:
+            failure = failure or error
+    if failure is not None:
+        raise failure
 
 
 def save_png(folder: Path, tag: str, picture: np.ndarray, step: int) -> Path:

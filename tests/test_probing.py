@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 import random
+import threading
 from collections import namedtuple
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,6 +24,8 @@ from torch.utils.data import (
     IterableDataset,
     RandomSampler,
     SequentialSampler,
+    Subset,
+    SubsetRandomSampler,
     TensorDataset,
     WeightedRandomSampler,
 )
@@ -41,6 +45,13 @@ from lit_viz.probing import (
 X = torch.arange(4 * 3 * 2 * 2.0).reshape(4, 3, 2, 2)
 Y = torch.tensor([3, 1, 2, 0])
 Pair = namedtuple("Pair", ["first", "second"])
+
+
+@dataclass
+class Sample:
+    picture: Tensor
+    kind: Tensor
+
 
 # --- Batches ---
 
@@ -66,6 +77,8 @@ Pair = namedtuple("Pair", ["first", "second"])
         ((torch.arange(3), X, Y), True),
         ((X.to(torch.uint8), X, Y), True),
         ((X, None, "name"), False),
+        ((X, Y.to(torch.int16)), True),
+        (Sample(X, Y), True),
         ((X, Y > 0), False),
     ],
 )
@@ -75,6 +88,17 @@ def test_images_and_labels_in_a_batch(batch: Any, labelled: bool) -> None:
     assert (labels is not None) == labelled
     if labels is not None:
         assert labels.dtype == torch.int64 and torch.equal(labels, Y)
+
+
+def test_zeros_and_ones_are_labels_whatever_their_type() -> None:
+    for labels in (torch.tensor([0.0, 1.0, 1.0, 0.0]), torch.tensor([[0.0], [1.0], [1.0], [0.0]])):
+        found = split_batch((X, labels))[1]
+        assert found is not None and found.tolist() == [0, 1, 1, 0]
+
+
+def test_images_of_bytes() -> None:
+    images, labels = split_batch({"image": X.to(torch.uint8), "label": Y})
+    assert torch.equal(images, X) and images.dtype == torch.float32 and labels is not None
 
 
 def test_the_users_own_way() -> None:
@@ -90,7 +114,7 @@ def test_the_users_own_way() -> None:
     ("batch", "words"),
     [
         (torch.zeros(4, 3), ["tensor (4, 3) torch.float32"]),
-        ((X.to(torch.uint8), Y), ["tensor (4, 3, 2, 2) torch.uint8", "tensor (4,) torch.int64"]),
+        ((X.to(torch.int64), Y), ["tensor (4, 3, 2, 2) torch.int64", "tensor (4,) torch.int64"]),
         ({"tokens": Y, "name": "a"}, ["{'tokens': tensor (4,) torch.int64, 'name': str}"]),
         (None, ["NoneType"]),
         ([], ["list ()"]),
@@ -115,10 +139,10 @@ class Augmented(Dataset[tuple[Tensor, int]]):
     """Every access draws from all three generators."""
 
     def __init__(self, count: int = 10) -> None:
-        self.names = [f"file {i}" for i in range(count)]
+        self.captions = [f"file {i}" for i in range(count)]
 
     def __len__(self) -> int:
-        return len(self.names)
+        return len(self.captions)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         noise = torch.rand(1) + float(np.random.rand()) + random.random()
@@ -194,17 +218,75 @@ def test_the_loaders_own_collate_function_and_batch_to_images() -> None:
     assert probe is not None and (probe.images < 0).all() and probe.labels is None
 
 
-def test_hooks_of_the_module_see_the_batch() -> None:
+@pytest.mark.parametrize("hook", ["on_before_batch_transfer", "on_after_batch_transfer", "transfer_batch_to_device"])
+@pytest.mark.parametrize("where", ["module", "datamodule"])
+def test_where_hooks_change_batches_there_is_no_probe_but_a_passing_one(hook: str, where: str) -> None:
+    """What they would do to a batch of ours is unknown, and they may draw random numbers."""
     run, module = attached()
-    module.on_after_batch_transfer = lambda batch, _: (batch[0] * 0, batch[1])  # type: ignore[method-assign]
-    probe = load_probe(run, module, DataLoader(Augmented()), 2)
-    assert probe is not None and not probe.images.any()
+    owner = {"module": module, "datamodule": L.LightningDataModule()}[where]
+    setattr(owner, hook, lambda *args: args[0])
+    run.datamodule = owner if where == "datamodule" else None  # type: ignore[attr-defined]
+    assert load_probe(run, module, DataLoader(Augmented()), 2) is None
 
 
-def test_the_probe_is_in_the_trainers_precision() -> None:
-    run, module = attached(precision="bf16-true")
-    probe = load_probe(run, module, DataLoader(Augmented()), 2)
-    assert probe is not None and probe.images.dtype == torch.bfloat16
+def test_reading_the_probe_leaves_the_data_set_as_it_was(tmp_path: Any) -> None:
+    file = tmp_path / "numbers"
+    file.write_bytes(bytes(range(10)))
+
+    class Stateful(Augmented):
+        def __init__(self) -> None:
+            super().__init__()
+            self.random, self.count, self.file = np.random.RandomState(0), np.zeros(1), None
+
+        def __getitem__(self, index: int) -> tuple[Tensor, int]:
+            self.file = self.file or file.open("rb")  # as files are kept that workers must not share
+            self.file.seek(index)
+            self.count += 1
+            return torch.full((3, 4, 4), float(self.file.read(1)[0] + self.random.rand())), index
+
+    data = Stateful()
+    run, module = attached()
+    probe = load_probe(run, module, DataLoader(Subset(data, range(2, 10))), 3)
+    assert probe is not None and probe.labels is not None and probe.labels.tolist() == [2, 6, 9]
+    assert data.file is None and data.count == 0 and data.random.rand() == np.random.RandomState(0).rand()
+
+
+def test_data_that_cannot_be_copied_or_collated_give_no_probe() -> None:
+    class Locked(Augmented):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lock = threading.Lock()
+
+    class Ragged(Augmented):
+        def __getitem__(self, index: int) -> tuple[Tensor, int]:
+            return torch.zeros(3, 4 + index, 4), index
+
+    run, module = attached()
+    assert load_probe(run, module, DataLoader(Locked()), 2) is None
+    assert load_probe(run, module, DataLoader(Ragged()), 2) is None
+
+
+def test_large_arrays_are_not_copied() -> None:
+    class Heavy(Augmented):
+        def __init__(self) -> None:
+            super().__init__()
+            self.images = torch.zeros(10, 3, 200, 200)
+
+        def __getitem__(self, index: int) -> tuple[Tensor, int]:
+            seen.append(self.images.data_ptr())
+            return self.images[index], index
+
+    seen: list[int] = []
+    run, module = attached()
+    data = Heavy()
+    assert load_probe(run, module, DataLoader(data), 2) is not None
+    assert set(seen) == {data.images.data_ptr()}
+
+
+def test_the_samplers_own_part_of_the_data() -> None:
+    run, module = attached()
+    probe = load_probe(run, module, DataLoader(Augmented(), sampler=SubsetRandomSampler([7, 8, 9])), 2)
+    assert probe is not None and probe.labels is not None and probe.labels.tolist() == [7, 9]
 
 
 def test_where_samples_have_no_index_there_is_no_probe() -> None:
@@ -291,7 +373,10 @@ def test_where_probes_come_from() -> None:
         test_dataloaders={"a": "test a", "b": "test b"},
         train_dataloader="train",
     )
-    assert [dataloader(run), dataloader(run, 1), dataloader(run, 2)] == ["val 0", "val 1", "train"]
+    assert [dataloader(run), dataloader(run, 1)] == ["val 0", "val 1"]
+    for wrong in (2, -1):
+        with pytest.raises(UsageError, match="no such loader"):
+            dataloader(run, wrong)
     run.testing = True
     assert [dataloader(run), dataloader(run, 1)] == ["test a", "test b"]
     run.testing, run.val_dataloaders = False, "only"

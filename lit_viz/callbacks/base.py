@@ -6,6 +6,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -16,12 +17,13 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from lit_viz.errors import UsageError, nearest
+from lit_viz.errors import UsageError, check_at_least, check_choice, nearest
 from lit_viz.functional.scores import Score, class_scores, probabilities, resolve_target
-from lit_viz.layers import find_layer
-from lit_viz.pixels import PixelSpace, find_pixel_space, guess_pixel_space
+from lit_viz.layers import convolutions, find_layer
+from lit_viz.pixels import PixelSpace, find_pixel_space, given_pixel_space, guess_pixel_space
 from lit_viz.probing import (
     BatchToImages,
+    Forward,
     Probe,
     dataloader,
     load_probe,
@@ -40,27 +42,29 @@ class Look:
 
     Attributes:
         model: Maps images to the model's output; in evaluation mode, gradients on.
-        images: (N, C, H, W) on the model's device.
-        scores: (N, K), detached.
-        targets: (N,) int64, the class of each image that is asked about.
-        labels: (N,) int64 in the classes of `class_names`, or None.
+        images: (N, C, H, W) on the model's device; (0, 0, 0, 0) for a visualization that needs the weights alone.
+        labels: (N,) int64 in the classes of `class_names`, −1 where unknown, or None.
         names: What the data set calls the images, or None.
-        class_names: K names, or None.
+        class_names: Names of the classes, or None.
         pixels: How network input relates to colours.
         step: The trainer's global step.
         epoch: The trainer's epoch.
+        score: From what the model returns to scores (N, K), or None where it returns these.
+        scores: (N, K), detached; empty, (N, 0), for a visualization that needs none.
+        targets: (N,) int64, the class of each image that is asked about; empty, (0,), likewise.
     """
 
     model: LightningModule
     images: Tensor
-    scores: Tensor
-    targets: Tensor
     labels: Tensor | None
     names: list[str] | None
     class_names: list[str] | None
     pixels: PixelSpace
     step: int
     epoch: int
+    score: Score | None
+    scores: Tensor
+    targets: Tensor
 
     @property
     def when(self) -> str:
@@ -87,7 +91,7 @@ class Look:
                 out.append((name, "scores are NaN or infinite", None))
                 continue
             best = int(self.scores[i].argmax())
-            label = None if self.labels is None else int(self.labels[i])
+            label = None if self.labels is None or self.labels[i] < 0 else int(self.labels[i])
             details = []
             if best != target:
                 details.append(f"predicted {self.class_name(best)}  {p[i, best]:.2f}")
@@ -112,14 +116,16 @@ class VisualizationCallback(Callback):
         at_start: Also look before the first step, at the untrained network.
         at_end: Also look after the last step, if the last look is older.
         num_images: How many probe images; they stay the same over the run.
-        target: Which class to ask about: "label" (the true class, or the predicted one where there is no label),
-            "predicted", a class index or name, or one of these for each image.
+        target: Which class to ask about: "label" (the true class, or the predicted one where there is no label that
+            the network knows), "predicted", a class index or name, or one of these for each image.
         class_names: Names of the classes; by default those of the module, data module or data set.
-        mean: Mean of the normalisation that the images went through, in colour units (0 to 1); by default found in
-            the data module or the data set's transforms.
+        mean: Mean of the normalisation that the images went through, in colour units (0 to 1), one value or one for
+            each channel; by default found in the data module or the data set's transforms.
         std: Standard deviation, likewise.
         batch_to_images: From a batch to images or (images, labels), for batches in which they can't be found.
         score: From what the module returns to class scores (N, K), for modules that return anything else.
+        forward: How to run the module on images (N, C, H, W), where `module(images)` is not it; for instance
+            `lambda module, images: module.net(images, None)`.
         dataloader_idx: Which validation (or test) loader to look at.
         on_error: "warn": a look that fails is left out, with one warning that says why, and training goes on.
             "raise": for tests.
@@ -134,6 +140,9 @@ class VisualizationCallback(Callback):
     tag: ClassVar[str]
     """First part of the tags, `<visualization>/<layer or variant>`."""
 
+    needs: ClassVar[Literal["weights", "images", "scores"]] = "scores"
+    """What must be had for it to make sense: the network alone, images too, or also a class score for each image."""
+
     def __init__(
         self,
         *,
@@ -144,10 +153,11 @@ class VisualizationCallback(Callback):
         num_images: int = 8,
         target: TargetChoice = "label",
         class_names: Sequence[str] | None = None,
-        mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
+        mean: float | Sequence[float] | None = None,
+        std: float | Sequence[float] | None = None,
         batch_to_images: BatchToImages | None = None,
         score: Score | None = None,
+        forward: Forward | None = None,
         dataloader_idx: int = 0,
         on_error: Literal["warn", "raise"] = "warn",
         name: str | None = None,
@@ -155,27 +165,29 @@ class VisualizationCallback(Callback):
         seed: int = 0,
     ) -> None:
         for label, value in (("every_n_epochs", every_n_epochs), ("every_n_steps", every_n_steps)):
-            if value is not None and value < 1:
-                raise UsageError(f"{label} must be at least 1, or null for never; got {value}.")
-        if num_images < 1:
-            raise UsageError(f"num_images must be at least 1, got {num_images}.")
-        if on_error not in ("warn", "raise"):
-            raise UsageError(f"on_error is 'warn' or 'raise', not {on_error!r}.")
+            if value is not None:
+                check_at_least(label, value, 1, " or null for never")
+        check_at_least("num_images", num_images, 1)
+        check_at_least("dataloader_idx", dataloader_idx, 0)
+        check_choice("on_error", on_error, ("warn", "raise"))
         if (mean is None) != (std is None):
             raise UsageError("give mean and std together, or neither to have them found.")
+        for label, function in (("batch_to_images", batch_to_images), ("score", score), ("forward", forward)):
+            if function is not None and not callable(function):
+                raise UsageError(f"{label} must be a function, got {function!r}.")
         self.every_n_epochs = None if every_n_steps else every_n_epochs
         self.every_n_steps = every_n_steps
         self.at_start, self.at_end = at_start, at_end
         self.num_images, self.target = num_images, target
         self.class_names = None if class_names is None else list(class_names)
-        self.pixels = None if mean is None or std is None else PixelSpace(tuple(mean), tuple(std))
-        self.batch_to_images, self.score = batch_to_images, score
+        self.pixels = None if mean is None or std is None else given_pixel_space(mean, std)
+        self.batch_to_images, self.score, self.forward = batch_to_images, score, forward
         self.dataloader_idx, self.on_error, self.folder, self.seed = dataloader_idx, on_error, folder, seed
         self.name = name or self.tag
         self.written: Counter[str] = Counter()
         self.seconds = 0.0
         self._probe: Probe | None = None
-        self._checked = False
+        self._state = "new"  # the same on all ranks: "new", "waiting" for a batch, "ready", "failed"
         self._last: tuple[int, int] | None = None  # step and epoch of the last look
         self._warned: set[str] = set()
 
@@ -226,7 +238,7 @@ class VisualizationCallback(Callback):
         base, number = self.name, 2
         while self.name in taken:
             self.name, number = f"{base}-{number}", number + 1
-        self._checked, self._probe, self._last = False, None, None
+        self._state, self._probe, self._last = "new", None, None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for layer in self.layer_names():
@@ -234,18 +246,25 @@ class VisualizationCallback(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.prepare(trainer, pl_module)
-        if self.at_start and trainer.global_step == 0:
-            self.draw(trainer, pl_module)
-            self._last = (0, -1)  # the look that epoch 0 has coming is another one
+        self._draw_at_start(trainer, pl_module)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if self._state == "waiting" and trainer.val_dataloaders is None:
+            self.prepare(trainer, pl_module, batch)
+            self._draw_at_start(trainer, pl_module)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if trainer.val_dataloaders is None:
-            self.prepare(trainer, pl_module, batch)
         step = trainer.global_step
         if self.every_n_steps and step % self.every_n_steps == 0 and step > 0 and not self._drawn(step):
             self.draw(trainer, pl_module)
+
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        if batch_idx == 0 and dataloader_idx == self.dataloader_idx:
+            self.prepare(trainer, pl_module, batch)
 
     def on_validation_batch_end(
         self,
@@ -256,10 +275,9 @@ class VisualizationCallback(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        if batch_idx != 0 or dataloader_idx != self.dataloader_idx:
+        if batch_idx != 0 or dataloader_idx != self.dataloader_idx or trainer.sanity_checking:
             return
-        self.prepare(trainer, pl_module, batch)
-        if not trainer.sanity_checking and (trainer.state.fn != "fit" or self.epoch_due(trainer)):
+        if trainer.state.fn != "fit" or self.epoch_due(trainer):
             self.draw(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -276,16 +294,20 @@ class VisualizationCallback(Callback):
             self.prepare(trainer, pl_module)
 
     on_test_start = on_validation_start
+    on_test_batch_start = on_validation_batch_start
     on_test_batch_end = on_validation_batch_end
+
+    def _draw_at_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.at_start and trainer.global_step == 0 and self._state == "ready":
+            self.draw(trainer, pl_module)
+            self._last = (0, -1)  # the look that epoch 0 has coming is another one
 
     def epoch_due(self, trainer: Trainer) -> bool:
         """Whether this epoch has a look coming."""
         if self.every_n_epochs is None:
             return False
-        epoch = trainer.current_epoch
-        if self._last is not None and self._last[1] == epoch:
-            return False
-        return (epoch + 1) % self.every_n_epochs == 0
+        last = -1 if self._last is None else self._last[1]
+        return (trainer.current_epoch + 1) // self.every_n_epochs > (last + 1) // self.every_n_epochs
 
     def _drawn(self, step: int) -> bool:
         return self._last is not None and self._last[0] == step
@@ -293,63 +315,114 @@ class VisualizationCallback(Callback):
     # How.
 
     def prepare(self, trainer: Trainer, pl_module: LightningModule, batch: Any = None) -> None:
-        """Takes the probe images and checks, once, that the visualization makes sense for them."""
-        if self._checked:
+        """Takes the probe images and checks, once, that the visualization makes sense for them.
+
+        A collective until it went well or failed: every rank must come here, and all go on with the same outcome.
+        """
+        if self._state in ("ready", "failed"):
             return
+        started, failure = time.perf_counter(), None
+        try:
+            state = "ready" if self._prepared(trainer, pl_module, batch) else "waiting"
+        except Exception as error:
+            failure = error
+            begun = trainer.state.fn == "fit" and trainer.global_step > 0
+            fatal = self.on_error == "raise" or (isinstance(error, UsageError) and not begun)
+            state = "fatal" if fatal else "failed"
+        self.seconds += time.perf_counter() - started
+        states = ("ready", "waiting", "failed", "fatal")
+        agreed = states[_largest(trainer, states.index(state))]
+        self._state = "failed" if agreed == "fatal" else agreed
+        if agreed == "fatal":
+            raise failure or RuntimeError(f"{type(self).__name__} failed on another rank.")
+        if failure is not None:
+            self._warn(failure, "prepare", "and is left out")
+        elif agreed == "failed":
+            rank_zero_warn(f"{type(self).__name__} failed on another rank and is left out.")
 
-        def run() -> None:
+    def _prepared(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> bool:
+        if self.needs != "weights" and self._probe is None:
+            loader = dataloader(trainer, self.dataloader_idx)
+            find = {"batch_to_images": self.batch_to_images}
+            self._probe = load_probe(trainer, pl_module, loader, self.num_images, seed=self.seed, **find)
+            if self._probe is None and batch is not None:
+                self._probe = probe_from_batch(batch, self.num_images, **find)
             if self._probe is None:
-                loader = dataloader(trainer, self.dataloader_idx)
-                find = {"batch_to_images": self.batch_to_images}
-                self._probe = load_probe(trainer, pl_module, loader, self.num_images, seed=self.seed, **find)
-                if self._probe is None and batch is not None:
-                    self._probe = probe_from_batch(batch, self.num_images, **find)
-            if self._probe is None:
-                return  # iterable data: the first batch will do
-            self._checked = True
-            with looking(trainer, pl_module, seed=self.seed):
-                look = self.look(trainer, pl_module)
+                return False
+        with self.looking(trainer, pl_module):
+            look = self.look(trainer, pl_module)
+            if len(look.images):
                 look.pixels.to_color(look.images)  # a mean or std of another length is told here
-                self.check(look)
+            self.check(look)
+        return True
 
-        self.attempt(trainer, run, "prepare", usage_errors=batch is None or trainer.sanity_checking)
+    def looking(self, trainer: Trainer, pl_module: LightningModule) -> AbstractContextManager[None]:
+        """The guard around a look at the model."""
+        return looking(trainer, pl_module, seed=self.seed, forward=self.forward)
 
     def look(self, trainer: Trainer, pl_module: LightningModule) -> Look:
         """Runs the model on the probe images, inside the guard."""
-        probe = self._probe
-        assert probe is not None
-        images = to_network(trainer, pl_module, probe.images)
-        with torch.no_grad():
-            scores = class_scores(pl_module, images, score=self.score)
+        images = torch.zeros(0, 0, 0, 0) if self._probe is None else self._probe.images
+        labels = None if self._probe is None else self._probe.labels
         data = _data_sources(trainer, self.dataloader_idx)
-        names, of_labels = self._find_class_names(pl_module, data, scores.shape[1])
-        labels = None
-        if probe.labels is not None and of_labels and bool((probe.labels >= 0).all()):
-            labels = probe.labels.to(scores.device) if int(probe.labels.max()) < scores.shape[1] else None
-        told = find_pixel_space(*data, getattr(pl_module, "pixel_space", None))
-        pixels = self.pixels or told or guess_pixel_space(probe.images)
-        targets = resolve_target(scores, self._target(scores, labels, names))
-        return Look(
-            pl_module,
-            images,
-            scores,
-            targets,
-            labels,
-            probe.names,
-            names,
-            pixels,
-            trainer.global_step,
-            trainer.current_epoch,
+        told = find_pixel_space(*data, getattr(pl_module, "pixel_space", None), channels=images.shape[1] or None)
+        look = Look(
+            model=pl_module,
+            images=to_network(trainer, pl_module, images),
+            labels=labels,
+            names=None if self._probe is None else self._probe.names,
+            class_names=self.class_names or next((n for n in map(_names_of, data) if n), None),
+            pixels=self.pixels or told or guess_pixel_space(images),
+            step=trainer.global_step,
+            epoch=trainer.current_epoch,
+            score=self.score,
+            scores=torch.zeros(len(images), 0),
+            targets=torch.zeros(0, dtype=torch.int64),
         )
+        if self.needs == "scores":
+            self._add_scores(look)
+        return look
+
+    def _add_scores(self, look: Look) -> None:
+        """Runs the model, and finds out what its classes and targets are."""
+        try:
+            with torch.no_grad():
+                look.scores = class_scores(look.model, look.images, score=look.score)
+        except RuntimeError as error:
+            first = next(iter(convolutions(look.model).items()), None)
+            if first is None or first[1].in_channels == look.images.shape[1]:
+                raise
+            raise UsageError(
+                f"the images have {look.images.shape[1]} channel(s), but the first convolution '{first[0]}' takes "
+                f"{first[1].in_channels}; convert the images, or give the network another first layer."
+            ) from error
+        labels, of_data = look.labels, look.class_names
+        binary = labels is not None and bool((labels <= 1).all())
+        if look.scores.shape[1] == 1 and (binary if of_data is None else len(of_data) == 2):
+            # Two classes by one logit: scores whose softmax is its logistic function.
+            look.score, one = two_classes(look.score), look.scores
+            look.scores = torch.cat([-one / 2, one / 2], dim=1)
+        classes = look.scores.shape[1]
+        if self.class_names is not None and len(self.class_names) != classes:
+            raise UsageError(f"{len(self.class_names)} class_names given for {classes} classes.")
+        if of_data is None or len(of_data) != classes:
+            of_model = (_names_of(m) for m in (look.model, *look.model.children()))
+            look.class_names = next((n for n in of_model if n and len(n) == classes), None)
+            # Ten photographs say nothing about the classes of an ImageNet network.
+            look.labels = look.labels if of_data is None else None
+        if look.labels is not None:
+            known = (look.labels >= 0) & (look.labels < classes)
+            look.labels = look.labels.masked_fill(~known, -1).to(look.scores.device) if known.any() else None
+        look.targets = resolve_target(look.scores, self._target(look))
 
     def draw(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """One look, and its pictures."""
         self._last = (trainer.global_step, trainer.current_epoch)
-        if self._probe is None or not self._checked:
+        if self._state != "ready":
             return
 
         def run() -> None:
-            with looking(trainer, pl_module, seed=self.seed):
+            with self.looking(trainer, pl_module):
                 pictures = self.visualize(self.look(trainer, pl_module))
             self.write(trainer, pictures)
 
@@ -367,7 +440,7 @@ class VisualizationCallback(Callback):
                 self.written[tag] += 1
         writer.flush()
 
-    def attempt(self, trainer: Trainer, run: Callable[[], None], what: str, *, usage_errors: bool = False) -> bool:
+    def attempt(self, trainer: Trainer, run: Callable[[], None], what: str) -> bool:
         """Runs something that may fail without harm to the run.
 
         Every rank must come here, since with `on_error="raise"` ranks agree on whether one of them failed.
@@ -376,7 +449,6 @@ class VisualizationCallback(Callback):
             trainer: The trainer.
             run: What to do.
             what: In words, for the warning.
-            usage_errors: Let `UsageError` pass: the run has not begun and the user can mend it.
 
         Returns:
             Whether it went well on this rank.
@@ -387,63 +459,91 @@ class VisualizationCallback(Callback):
         except Exception as error:
             failure = error
         self.seconds += time.perf_counter() - started
-        fatal = self.on_error == "raise" or (usage_errors and isinstance(failure, UsageError))
-        if failure is not None and not fatal:
+        if self.on_error == "raise":
+            if _largest(trainer, int(failure is not None)):
+                raise failure or RuntimeError(f"{type(self).__name__} failed on another rank.")
+        elif failure is not None:
             self._warn(failure, what)
-        if trainer.world_size > 1 and (self.on_error == "raise" or usage_errors):
-            others = trainer.strategy.reduce_boolean_decision(not (failure is not None and fatal), all=True)
-            if not others and not (failure is not None and fatal):
-                raise RuntimeError(f"{type(self).__name__} failed on another rank.")
-        if failure is not None and fatal:
-            raise failure
         return failure is None
 
-    def _warn(self, failure: Exception, what: str) -> None:
+    def _warn(self, failure: Exception, what: str, outcome: str = "and is left out here") -> None:
         cause = f"{type(failure).__name__}: {failure}"
         if cause in self._warned:
             return
         self._warned.add(cause)
-        where = "".join(traceback.format_tb(failure.__traceback__)[-1:]).strip()
+        frames = traceback.extract_tb(failure.__traceback__)
+        # The last place in code of the user's or ours, not inside of torch.
+        frame = next((f for f in reversed(frames) if "site-packages" not in f.filename), frames[-1])
         rank_zero_warn(
-            f"{type(self).__name__} could not {what} and is left out here; training goes on. {cause}\n  {where}\n"
+            f"{self.name}: {type(self).__name__} could not {what} {outcome}; the run goes on.\n  {cause}\n"
+            f"  at {frame.filename}:{frame.lineno}: {frame.line}\n"
             f"  (on_error='raise' stops with the full traceback)"
         )
 
-    def _find_class_names(
-        self, module: LightningModule, data: Sequence[Any], classes: int
-    ) -> tuple[list[str] | None, bool]:
-        """Names of the network's classes, and whether the data's labels index them."""
-        if self.class_names is not None:
-            if len(self.class_names) != classes:
-                raise UsageError(f"{len(self.class_names)} class_names given for {classes} classes.")
-            return self.class_names, True
-        of_data = next((n for n in map(_names_of, data) if n), None)
-        if of_data is not None and len(of_data) == classes:
-            return of_data, True
-        of_model = next((n for n in map(_names_of, [module, *module.children()]) if n and len(n) == classes), None)
-        return of_model, of_data is None
-
-    def _target(self, scores: Tensor, labels: Tensor | None, names: list[str] | None) -> Tensor | None:
-        if self.target == "predicted" or (self.target == "label" and labels is None):
+    def _target(self, look: Look) -> Tensor | None:
+        target, scores = self.target, look.scores
+        if isinstance(target, (np.ndarray, np.generic, Tensor)):
+            target = target.tolist()
+        if target == "predicted" or (target == "label" and look.labels is None):
             return None
-        if self.target == "label":
-            return labels
-        if isinstance(self.target, (int, str)):
-            return torch.tensor(_class_index(self.target, names))
-        if len(self.target) != len(scores):
-            raise UsageError(f"{len(self.target)} targets given for {len(scores)} probe images.")
-        return torch.tensor([_class_index(t, names) for t in self.target])
+        if target == "label":
+            assert look.labels is not None
+            return torch.where(look.labels < 0, scores.argmax(dim=1), look.labels)
+        if isinstance(target, (int, str)):
+            return torch.tensor(_class_index(target, look.class_names))
+        if not isinstance(target, Sequence):
+            raise UsageError(f"a target is 'label', 'predicted', a class index or a class name, not {target!r}.")
+        if len(target) != len(scores):
+            raise UsageError(f"{len(target)} targets given for {len(scores)} probe images.")
+        return torch.tensor([_class_index(t, look.class_names) for t in target])
+
+
+def layer_list(layers: str | Sequence[str] | None) -> list[str] | None:
+    """Layer names as a list; None stays, for "choose some".
+
+    Raises:
+        UsageError: For anything else, or an empty list.
+    """
+    names = [layers] if isinstance(layers, str) else layers
+    if names is None:
+        return None
+    if not isinstance(names, Sequence) or not names or not all(isinstance(name, str) for name in names):
+        raise UsageError(f"layers are given by their dotted names, one or a list of them, not {layers!r}.")
+    return list(names)
+
+
+def two_classes(score: Score | None) -> Score:
+    """For a network with one logit z: scores −z/2 and z/2, whose softmax is the logistic function of z."""
+
+    def run(output: Any) -> Tensor:
+        one = output if score is None else score(output)
+        one = one.reshape(len(one), 1)
+        return torch.cat([-one / 2, one / 2], dim=1)
+
+    return run
+
+
+def _largest(trainer: Trainer, value: int) -> int:
+    """The largest value over all ranks; a collective."""
+    if trainer.world_size == 1:
+        return value
+    tensor = torch.tensor(float(value), device=trainer.strategy.root_device)
+    return int(trainer.strategy.reduce(tensor, reduce_op="max"))
 
 
 def _class_index(target: int | str, names: list[str] | None) -> int:
-    if isinstance(target, int) or target.isdigit():
+    if not isinstance(target, (int, str)):
+        raise UsageError(f"a target is 'label', 'predicted', a class index or a class name, not {target!r}.")
+    if isinstance(target, int):
+        return target
+    folded = [n.casefold() for n in names or ()]
+    if target.casefold() in folded:
+        return folded.index(target.casefold())
+    if target.isdigit():
         return int(target)
     if names is None:
         raise UsageError(f"target {target!r} can't be found: the classes have no names here; give class_names.")
-    folded = [n.casefold() for n in names]
-    if target.casefold() not in folded:
-        raise UsageError(f"there is no class {target!r}; {nearest(target, names)}")
-    return folded.index(target.casefold())
+    raise UsageError(f"there is no class {target!r}; {nearest(target, names)}")
 
 
 def _visualizations(trainer: Trainer) -> list[VisualizationCallback]:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from lit_viz.callbacks.base import VisualizationCallback
 from lit_viz.errors import UsageError
 from lit_viz.layers import capture
-from lit_viz.probing import SampleIndices, dataloader, looking, split_batch, to_network
+from lit_viz.probing import SampleIndices, dataloader, split_batch, to_network
 from lit_viz.state import Accumulator
+
+FEW = 2  # images that it takes to find out whether validation's passes may be read
 
 
 @dataclass(frozen=True)
@@ -54,28 +58,37 @@ class CollectingCallback(VisualizationCallback):
 
     While validation runs, hooks on the tapped layers read the forward passes that happen anyway; all collecting
     callbacks of a trainer share them, so that three cost no more passes than none. Where that can't be right (a
-    compiled model, whose hooks don't fire; a layer that is not called exactly once per batch), the first of them runs
-    one pass of its own for all, inside the guard.
+    compiled model, whose hooks don't fire; a layer that is not called exactly once per batch; a validation step that
+    gives the network something else than the images of the batch, which is tried out on the first one), the first of
+    them runs passes of its own for all, inside the guard.
 
     A subclass says what to read (`taps`), keeps it (`begin`, `update`, `end`, in the accumulators of `metrics`), takes
-    the result of all ranks (`finish`), and draws it (`visualize`). Collectives happen in this class alone, at the end
-    of the pass, after the ranks agreed that none of them failed.
+    the result of all ranks (`finish`), and draws it (`visualize`). Collectives happen in this class and its base
+    alone, at the end of the pass, after the ranks agreed that none of them failed.
 
     Args:
         at_start: Off: there is no validation pass before the first step.
+        at_end: Also collect in the last validation of the run, where it can be told to be the last.
         **kwargs: See `VisualizationCallback`. With `every_n_steps`, the next validation after so many steps collects.
     """
 
-    def __init__(self, *, at_start: bool = False, **kwargs: Any) -> None:
-        super().__init__(at_start=at_start, **kwargs)
+    needs = "images"
+
+    def __init__(self, *, at_start: bool = False, at_end: bool = True, **kwargs: Any) -> None:
+        super().__init__(at_start=at_start, at_end=at_end, **kwargs)
         self.collecting = False
         self.indices: SampleIndices | None = None
-        self._ready = False
+        self._begun = False
         self._broken = False
         self._failure: Exception | None = None
         self._taps: list[Tap] = []
         self._batch: Batch | None = None
         self._shared: _SharedPass | None = None
+        self.shareable: bool | None = None  # whether validation's passes may be read; None until tried
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        self.shareable = None
 
     # What a subclass says.
 
@@ -114,7 +127,11 @@ class CollectingCallback(VisualizationCallback):
         """Nothing: without validation there is no pass to share."""
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Nothing: the last validation collected already."""
+        if self._state != "failed" and self._last is None and trainer.logger is not None:
+            rank_zero_warn(
+                f"{self.name}: {type(self).__name__} looks at validation passes, and none came when it was due: "
+                f"nothing was drawn."
+            )
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -130,7 +147,7 @@ class CollectingCallback(VisualizationCallback):
         step = trainer.global_step
         if self._drawn(step):
             return False
-        if self.at_end and _last_epoch(trainer):
+        if self.at_end and _last_validation(trainer):
             return True
         if self.every_n_steps:
             return step - (self._last[0] if self._last else 0) >= self.every_n_steps
@@ -138,8 +155,8 @@ class CollectingCallback(VisualizationCallback):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_validation_start(trainer, pl_module)
-        self.collecting = self._checked and self.collection_due(trainer)
-        self._broken = self._ready = False
+        self.collecting = self._state in ("ready", "waiting") and self.collection_due(trainer)
+        self._broken = self._begun = False
         self._failure = None
 
     on_test_start = on_validation_start
@@ -152,14 +169,17 @@ class CollectingCallback(VisualizationCallback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        peers = _peers(trainer, dataloader_idx)
-        if not peers or peers[0] is not self:
+        super().on_validation_batch_start(trainer, pl_module, batch, batch_idx, dataloader_idx)
+        self.collecting = self.collecting and self._state == "ready"
+        peers = [c for c in trainer.callbacks if isinstance(c, CollectingCallback)]
+        peers = [p for p in peers if p.dataloader_idx == dataloader_idx]
+        if not peers or peers[-1] is not self:  # the last one: all of them are prepared by then
             return
+        peers = [p for p in peers if p.collecting]
         for peer in peers:
-            peer.attempt_collecting(trainer, lambda peer=peer: peer._begin_batch(trainer, pl_module, batch))
+            peer.attempt_collecting(lambda peer=peer: peer._begin_batch(trainer, pl_module, batch))
         self._shared = _SharedPass(pl_module, peers)
-        if not is_compiled(pl_module):
-            self._shared.try_listening()
+        self._shared.listen_in()
 
     on_test_batch_start = on_validation_batch_start
 
@@ -172,17 +192,14 @@ class CollectingCallback(VisualizationCallback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        if batch_idx == 0 and dataloader_idx == self.dataloader_idx and not self._checked:
-            self.prepare(trainer, pl_module, batch)
         shared, self._shared = self._shared, None
         if shared is None:
             return
-        shared.close()
-        if not shared.complete:
-            shared.run(trainer)
+        with attributed(self):
+            shared.finish(trainer)
         with torch.inference_mode(False), torch.no_grad():
             for peer in shared.peers:
-                peer.attempt_collecting(trainer, lambda peer=peer: peer.update(peer.current, shared.values(peer)))
+                peer.attempt_collecting(lambda peer=peer: peer.update(peer.current, shared.values(peer)))
 
     on_test_batch_end = on_validation_batch_end
 
@@ -191,10 +208,10 @@ class CollectingCallback(VisualizationCallback):
             return
         self.collecting = False
         self._last = (trainer.global_step, trainer.current_epoch)
-        if self._ready:
+        if self._begun:
             with torch.inference_mode(False), torch.no_grad():
-                self.attempt_collecting(trainer, self.end)
-        well = self._ready and not self._broken
+                self.attempt_collecting(self.end)
+        well = self._begun and not self._broken
         if trainer.world_size > 1:
             well = trainer.strategy.reduce_boolean_decision(well, all=True)
         if not well:
@@ -217,36 +234,49 @@ class CollectingCallback(VisualizationCallback):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if self._shared is not None:
             self._shared.close()
-            self._shared = None
-        self.collecting = False
+        self._shared = self._batch = None
+        self._taps, self.collecting = [], False
 
     # How.
 
-    def attempt_collecting(self, trainer: Trainer, run: Callable[[], None]) -> None:
+    def attempt_collecting(self, run: Callable[[], None]) -> None:
         """Like `attempt`, between collectives: a failure ends this pass for this callback, on this rank for now."""
         if self._broken:
             return
-        try:
-            run()
-        except Exception as error:
-            self._broken, self._failure = True, error
-            if self.on_error == "warn":
-                self._warn(error, "collect")
+        with attributed(self):
+            try:
+                run()
+            except Exception as error:
+                self._broken, self._failure = True, error
+                if self.on_error == "warn":
+                    self._warn(error, "collect")
 
     def _begin_batch(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
-        if not self._ready:
+        if not self._begun:
             self.indices = SampleIndices(
                 dataloader(trainer, self.dataloader_idx),
                 rank=trainer.global_rank,
                 world_size=trainer.world_size,
             )
-            with looking(trainer, pl_module, seed=self.seed):
+            with self.looking(trainer, pl_module):
                 self.begin(trainer, pl_module)
-            self._ready = True
+            self._begun = True
         images, labels = split_batch(batch, self.batch_to_images)
         assert self.indices is not None
+        # A copy: the validation step may write to its batch.
+        images = images.detach().clone()
         self._batch = Batch(images, labels, self.indices.next(len(images)).to(images.device))
         self._taps = list(self.taps())
+
+
+@contextmanager
+def attributed(callback: VisualizationCallback) -> Iterator[None]:
+    """Counts the time as the callback's."""
+    started = time.perf_counter()
+    try:
+        yield
+    finally:
+        callback.seconds += time.perf_counter() - started
 
 
 class _SharedPass:
@@ -257,10 +287,32 @@ class _SharedPass:
         self.peers = [p for p in peers if not p._broken]
         self._stack = ExitStack()
         self._found: dict[CollectingCallback, list[tuple[Tap, list[Any]]]] = {}
+        self._samples: list[Tensor] = []
         self._failure: Exception | None = None
 
-    def listen(self) -> None:
-        """Installs the hooks."""
+    def listen_in(self) -> None:
+        """Installs hooks for the pass that validation makes, where that may do; `finish` sees to the rest."""
+        if is_compiled(self.module) or any(p.shareable is False for p in self.peers):
+            return
+        try:
+            self._listen()
+            if any(p.shareable is None for p in self.peers):
+                self._sample(self._samples, len(self.peers[0].current.images))
+        except Exception:
+            self.close()
+            self._found.clear()
+
+    def finish(self, trainer: Trainer) -> None:
+        """Removes the hooks, and runs a pass of our own where the one that was listened to won't do."""
+        self.close()
+        if self.peers and not (self._complete and self._of_these_images(trainer)):
+            self._run(trainer, self._listen)
+
+    def close(self) -> None:
+        """Removes the hooks."""
+        self._stack.close()
+
+    def _listen(self) -> None:
         for peer in self.peers:
             self._found[peer] = []
             for tap in peer._taps:
@@ -268,19 +320,8 @@ class _SharedPass:
                 calls = self._stack.enter_context(capture(self.module, [tap.layer], where=tap.where, reduce=reduce))
                 self._found[peer].append((tap, *calls.values()))
 
-    def try_listening(self) -> None:
-        """Installs the hooks; what goes wrong is met again, and told, in `run`."""
-        try:
-            self.listen()
-        except Exception:
-            self.close()
-
-    def close(self) -> None:
-        """Removes the hooks."""
-        self._stack.close()
-
     @property
-    def complete(self) -> bool:
+    def _complete(self) -> bool:
         """Whether each tap saw the whole batch exactly once."""
         if any(p not in self._found for p in self.peers):
             return False
@@ -288,16 +329,40 @@ class _SharedPass:
             len(calls) == 1 and not isinstance(calls[0], _Misfit) for f in self._found.values() for _, calls in f
         )
 
-    def run(self, trainer: Trainer) -> None:
-        """Runs a pass of our own, inside the guard."""
-        if not self.peers:
-            return
+    def _of_these_images(self, trainer: Trainer) -> bool:
+        """Whether the validation step gave the network the images of its batch, tried once, with two of them.
+
+        A step that augments, resizes or pairs images would have us show the wrong places of the wrong pictures.
+        """
+        if not self._samples:
+            return True
+        again: list[Tensor] = []
+        count = min(FEW, len(self.peers[0].current.images))
+        self._run(trainer, lambda: self._sample(again, count), count)
+        # Where only the step knows how to run the network there is nothing to compare with.
+        alike = self._failure is not None or all(map(_alike, self._samples, again))
+        self._failure = None
+        for peer in self.peers:
+            peer.shareable = alike
+        return alike
+
+    def _sample(self, into: list[Tensor], count: int) -> None:
+        """Keeps some of what the tapped layers give for the first few images."""
+
+        def some(values: Tensor) -> None:
+            flat = values[:FEW].detach().flatten(1)
+            into.append(flat[:, :: -(-flat.shape[1] // 4096)].float().clone())
+
+        for tap in (tap for peer in self.peers for tap in peer._taps):
+            self._stack.enter_context(capture(self.module, [tap.layer], where=tap.where, reduce=_safe(some, count)))
+
+    def _run(self, trainer: Trainer, install: Callable[[], None], most: int | None = None) -> None:
+        """A pass of our own, inside the guard, with hooks that read it."""
         first = self.peers[0]
         try:
-            with looking(trainer, self.module, seed=first.seed), torch.no_grad(), self._stack:
-                images = to_network(trainer, self.module, first.current.images)
-                self.listen()
-                self.module(images)
+            with first.looking(trainer, self.module), torch.no_grad(), self._stack:
+                install()
+                self.module(to_network(trainer, self.module, first.current.images[:most]))
         except Exception as error:
             self._failure = error
 
@@ -318,6 +383,15 @@ class _SharedPass:
             if isinstance(calls[0], Exception):
                 raise calls[0]
         return [calls[0] for _, calls in self._found[peer]]
+
+
+def _alike(first: Tensor, second: Tensor) -> bool:
+    """Whether two readings of a layer are of the same images; batch sizes and precision make small differences."""
+    if first.shape != second.shape:
+        return False
+    known = torch.isfinite(first) & torch.isfinite(second)
+    a, b = first[known], second[known]
+    return len(a) == 0 or bool((a - b).abs().mean() <= 0.1 * (a - a.mean()).abs().mean() + 1e-6 * a.abs().mean())
 
 
 @dataclass(frozen=True)
@@ -350,14 +424,14 @@ def is_compiled(module: nn.Module) -> bool:
     )
 
 
-def _peers(trainer: Trainer, dataloader_idx: int) -> list[CollectingCallback]:
-    return [
-        c
-        for c in trainer.callbacks
-        if isinstance(c, CollectingCallback) and c.collecting and c.dataloader_idx == dataloader_idx
-    ]
-
-
-def _last_epoch(trainer: Trainer) -> bool:
-    by_epoch = trainer.max_epochs is not None and trainer.current_epoch + 1 == trainer.max_epochs
-    return by_epoch or 0 <= trainer.max_steps <= trainer.global_step
+def _last_validation(trainer: Trainer) -> bool:
+    """Whether no further validation follows in this run, as far as its bounds on epochs and steps tell."""
+    if 0 <= trainer.max_steps <= trainer.global_step:
+        return True
+    if trainer.max_epochs is None or trainer.max_epochs < 0:
+        return False
+    epochs, batches = trainer.max_epochs - trainer.current_epoch, trainer.num_training_batches
+    every = trainer.check_val_every_n_epoch
+    if every is None:  # counted in batches of the whole run
+        return epochs * batches - trainer.fit_loop.batch_idx - 1 < trainer.val_check_batch
+    return epochs <= every and batches - trainer.fit_loop.batch_idx - 1 < trainer.val_check_batch

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -16,7 +17,8 @@ from lit_viz import draw, functional
 from lit_viz.background import EmbeddingWorker
 from lit_viz.callbacks.base import Look
 from lit_viz.callbacks.collecting import Batch, CollectingCallback, Tap
-from lit_viz.errors import UsageError
+from lit_viz.errors import UsageError, check_at_least
+from lit_viz.functional.scores import class_scores
 from lit_viz.layers import as_maps, capture, find_layer, head_of
 from lit_viz.pixels import PixelSpace
 from lit_viz.probing import dataloader, evenly_spaced
@@ -34,7 +36,7 @@ class Embeddings(CollectingCallback):
 
     t-SNE runs in a low-priority process beside training; each embedding starts from the one before, so that the
     picture moves smoothly from epoch to epoch. Pictures are logged at the step whose features they show, when they
-    are ready, and the last ones before `fit` returns.
+    are ready, and the last ones before `fit` returns; where t-SNE fails or takes too long they show PCA alone.
 
     Tags: `embeddings/<layer>` (PCA and t-SNE), `embeddings/<layer>/map` and `embeddings/<layer>/grid` (thumbnails), and
     an entry in the projector at the end.
@@ -43,7 +45,7 @@ class Embeddings(CollectingCallback):
         layer: Dotted name of a layer whose output to show; by default the input of the classifier head. Maps are
             averaged over places, tokens over tokens.
         methods: "pca", "tsne" or both.
-        max_samples: How many validation images, evenly spaced over the data set.
+        max_samples: How many validation images at most, evenly spaced over those that a validation pass goes through.
         perplexity: Of t-SNE: effective number of neighbours.
         projector: Also write an entry for TensorBoard's projector, at the end.
         thumbnails: Draw the map and the grid of thumbnails.
@@ -58,21 +60,26 @@ class Embeddings(CollectingCallback):
         self,
         layer: str | None = None,
         *,
-        methods: Sequence[Literal["pca", "tsne"]] = ("pca", "tsne"),
+        methods: Literal["pca", "tsne"] | Sequence[Literal["pca", "tsne"]] = ("pca", "tsne"),
         max_samples: int = 1000,
         perplexity: float = 30.0,
         projector: bool = True,
         thumbnails: bool = True,
         thumbnail_size: int = 48,
-        patience: float = 600.0,
+        patience: float = 120.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        unknown = set(methods) - {"pca", "tsne"}
+        if layer is not None and not isinstance(layer, str):
+            raise UsageError(f"layer is the dotted name of a layer, not {layer!r}.")
+        methods = [methods] if isinstance(methods, str) else list(methods)
+        unknown = [m for m in methods if m not in ("pca", "tsne")]
         if unknown or not methods:
-            raise UsageError(f"methods are 'pca' and 'tsne', not {sorted(unknown) or 'none'}.")
-        if max_samples < 5:
-            raise UsageError(f"max_samples must be at least 5, got {max_samples}.")
+            raise UsageError(f"methods are 'pca' and 'tsne', not {unknown or 'none'}.")
+        check_at_least("max_samples", max_samples, 5)
+        check_at_least("thumbnail_size", thumbnail_size, 4)
+        if not perplexity >= 1:
+            raise UsageError(f"perplexity is a number of neighbours, at least 1; got {perplexity}.")
         self.layer, self.methods, self.max_samples = layer, tuple(methods), max_samples
         self.perplexity, self.projector, self.thumbnails = perplexity, projector, thumbnails
         self.thumbnail_size, self.patience = thumbnail_size, patience
@@ -80,6 +87,7 @@ class Embeddings(CollectingCallback):
         self.points: dict[str, Tensor] = {}
         self._tapped: tuple[str, Literal["output", "input"]] = ("", "output")
         self._dimensions = 0
+        self._size = (0, 0)
         self._bank: FeatureBank | None = None
         self._wanted: Tensor | None = None
         self._pixels = PixelSpace()
@@ -96,10 +104,11 @@ class Embeddings(CollectingCallback):
                 return look.model(look.images)
 
         if self.layer is None:
-            self._tapped = head_of(look.model, run, look.scores.shape[1]), "input"
+            self._tapped = self._input_of_head(look), "input"
         else:
             self._tapped = find_layer(look.model, self.layer)[0], "output"
-        with capture(look.model, [self._tapped[0]], where=self._tapped[1], reduce=_vectors) as values:
+        self._size = (look.images.shape[2], look.images.shape[3])
+        with capture(look.model, [self._tapped[0]], where=self._tapped[1], reduce=self._vectors) as values:
             run()
         (calls,) = values.values()
         if not calls:
@@ -107,30 +116,35 @@ class Embeddings(CollectingCallback):
         self._dimensions = calls[0].shape[1]
         self._pixels, self._class_names = look.pixels, look.class_names
 
+    def _input_of_head(self, look: Look) -> str:
+        try:
+            with torch.no_grad():
+                scores = class_scores(look.model, look.images, score=look.score)
+                return head_of(look.model, lambda: look.model(look.images), scores.shape[1])
+        except UsageError as error:
+            raise UsageError(f"{error} Or name the layer whose output to show: layer=...") from error
+
     def begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert self._probe is not None
         channels, height, width = self._probe.images.shape[1:]
         scale = self.thumbnail_size / max(height, width)
         size = (channels, max(1, round(height * scale)), max(1, round(width * scale)))
         self._bank = FeatureBank(self.max_samples, self._dimensions, size).to(pl_module.device)
+        passing = _passing(trainer, self.dataloader_idx)
         self._wanted = None
-        try:
-            length = len(getattr(dataloader(trainer, self.dataloader_idx), "dataset", ()))
-        except TypeError:
-            length = 0
-        if length > self.max_samples:
-            self._wanted = torch.zeros(length, dtype=torch.bool).index_fill(
-                0, evenly_spaced(length, self.max_samples), True
-            )
+        if passing > self.max_samples:
+            self._wanted = torch.zeros(passing, dtype=torch.bool)
+            self._wanted[evenly_spaced(passing, self.max_samples)] = True
 
     def taps(self) -> Sequence[Tap]:
-        return [Tap(*self._tapped, lambda values: _vectors(values).clone())]
+        return [Tap(*self._tapped, lambda values: self._vectors(values).clone())]
 
     def update(self, batch: Batch, values: Sequence[Any]) -> None:
         assert self._bank is not None and self.indices is not None
         keep = torch.ones(len(batch.images), dtype=torch.bool)
-        if self._wanted is not None and self.indices.exact:
-            keep = self._wanted[batch.samples.cpu()]
+        if self._wanted is not None:
+            # Where their index is unknown samples are numbered as they come, over all ranks.
+            keep = self._wanted[batch.samples.cpu().clamp(max=len(self._wanted) - 1)]
         keep = keep.to(batch.images.device)
         if not keep.any():
             return
@@ -138,6 +152,12 @@ class Embeddings(CollectingCallback):
         colors = (self._pixels.to_color(small) * 255).round().to(torch.uint8)
         labels = batch.labels if batch.labels is not None else torch.full_like(batch.samples, -1)
         self._bank.update(values[0][keep], labels[keep], batch.samples[keep], colors)
+
+    def _vectors(self, values: Tensor) -> Tensor:
+        """One float32 vector for each image: maps are averaged over places, tokens over tokens."""
+        if values.dim() == 2:
+            return values.float()
+        return as_maps(values, image_size=self._size).float().mean(dim=(2, 3))
 
     def metrics(self) -> dict[str, Accumulator]:
         assert self._bank is not None
@@ -162,11 +182,16 @@ class Embeddings(CollectingCallback):
         features, trainer = self.features, look.model.trainer
         if features is None or not trainer.is_global_zero:
             return {}
+        frame = _Frame(self._tapped[0], features, look.class_names, look.step, look.when, self._notes())
+        if not torch.isfinite(features.values).all():
+            broken = int((~torch.isfinite(features.values).all(dim=1)).sum())
+            nowhere = torch.full((len(features.values), 2), torch.nan)
+            told = f" {broken} of {len(nowhere)} images have features that are NaN or infinite."
+            return self._pictures(replace(frame, notes=told), {"PCA": nowhere})
         points = functional.pca(features.values).points
         if "pca" in self.points:
             points = functional.align_signs(points, self.points["pca"])
         self.points["pca"] = points
-        frame = _Frame(self._tapped[0], features, look.class_names, look.step, look.when, self._notes())
         if "tsne" not in self.methods or len(features.values) < 5:
             return self._pictures(frame, {"PCA": points})
 
@@ -183,10 +208,13 @@ class Embeddings(CollectingCallback):
             shown = {"PCA": points} if "pca" in self.methods else {}
             self.write(trainer, self._pictures(frame, {**shown, "t-SNE": self.points["tsne"]}), frame.step)
 
+        def dropped() -> None:
+            self.write(trainer, self._pictures(frame, {"PCA": points}), frame.step)
+
         if self._worker is None:
             self._worker = EmbeddingWorker()
             self._worker.last = self.points["tsne"].numpy() if "tsne" in self.points else None
-        self._worker.submit(arguments, done)
+        self._worker.submit(arguments, done, dropped)
         return {}
 
     def _notes(self) -> str:
@@ -236,6 +264,7 @@ class Embeddings(CollectingCallback):
         self.attempt(trainer, self._poll, "embed")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_end(trainer, pl_module)
         self._end(trainer, pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -250,7 +279,8 @@ class Embeddings(CollectingCallback):
 
     def _end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         def wait() -> None:
-            if self._worker is not None:
+            if self._worker is not None and self._worker.busy:
+                rank_zero_info(f"{self.name}: the last t-SNE embeddings are being computed.")
                 self._worker.finish(self.patience)
 
         self.attempt(trainer, wait, "finish t-SNE")
@@ -259,6 +289,8 @@ class Embeddings(CollectingCallback):
     def _project(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self.projector or self.features is None or not trainer.is_global_zero:
             return
+        if not torch.isfinite(self.features.values).all():
+            return  # the projector would show nothing
         look_names = self._class_names
         names = [
             look_names[i] if look_names and 0 <= i < len(look_names) else str(i) for i in self.features.labels.tolist()
@@ -306,6 +338,16 @@ class _Frame:
     notes: str
 
 
-def _vectors(values: Tensor) -> Tensor:
-    """One float32 vector for each image: maps are averaged over places, tokens over tokens."""
-    return values.float() if values.dim() == 2 else as_maps(values).float().mean(dim=(2, 3))
+def _passing(trainer: Trainer, index: int) -> int:
+    """How many samples a validation (or test) pass goes through, over all ranks; 0 where that is unknown."""
+    loader = dataloader(trainer, index)
+    batches = trainer.num_test_batches if trainer.testing else trainer.num_val_batches
+    size = getattr(loader, "batch_size", None)
+    try:
+        length = len(loader.dataset)
+    except (AttributeError, TypeError):
+        return 0
+    batches = batches[index] if isinstance(batches, (list, tuple)) else batches
+    if size is None or batches == float("inf"):
+        return length
+    return min(length, int(batches) * size * trainer.world_size)

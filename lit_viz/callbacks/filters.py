@@ -9,7 +9,8 @@ import numpy as np
 from torch import Tensor
 
 from lit_viz import draw, functional
-from lit_viz.callbacks.base import Look, VisualizationCallback
+from lit_viz.callbacks.base import Look, VisualizationCallback, layer_list
+from lit_viz.errors import check_at_least, check_choice
 from lit_viz.layers import find_layer, first_convolution
 
 READ = {
@@ -35,6 +36,7 @@ class Filters(VisualizationCallback):
     """
 
     tag = "filters"
+    needs = "weights"
 
     def __init__(
         self,
@@ -47,7 +49,11 @@ class Filters(VisualizationCallback):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.layers = [layers] if isinstance(layers, str) else layers
+        check_choice("scale", scale, ("each", "shared"))
+        for label, most in (("max_filters", max_filters), ("max_inputs", max_inputs)):
+            if most is not None:
+                check_at_least(label, most, 1, " or null for as many as fit")
+        self.layers = layer_list(layers)
         self.scale, self.change, self.max_filters, self.max_inputs = scale, change, max_filters, max_inputs
         self._previous: dict[str, Tensor] = {}
 

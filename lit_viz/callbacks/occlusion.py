@@ -12,7 +12,7 @@ from torch import Tensor
 from lit_viz import draw, functional
 from lit_viz.callbacks.base import Look, VisualizationCallback
 from lit_viz.callbacks.cards import attribution_sheet
-from lit_viz.errors import UsageError
+from lit_viz.errors import UsageError, check_at_least, check_choice
 
 
 class Occlusion(VisualizationCallback):
@@ -26,11 +26,11 @@ class Occlusion(VisualizationCallback):
         baseline: What covers the window: "grey", "mean" (of the image), "blur", "noise", or a colour in [0, 1] as one
             number or one per channel.
         output: "probability" or "score", the raw score.
-        scale: "fixed": colours run from 0 to 1 (for scores, over the range of all maps), so that steps can be
-            compared. "each": over the range of each map, which its caption gives.
+        scale: "relative": colours run from 0 to the probability of the image as it is, which its caption gives, so that
+            they tell what share of it is left (for scores, over the range of all maps). "fixed": from 0 to 1 for all.
+            "each": over the range of each map, which its caption gives.
         batch_size: Covered copies in one forward pass; chosen from the image size by default, halved whenever memory
             runs out.
-        num_images: How many probe images.
         **kwargs: See `VisualizationCallback`.
     """
 
@@ -43,19 +43,25 @@ class Occlusion(VisualizationCallback):
         stride: int | tuple[int, int] | None = None,
         baseline: Literal["grey", "mean", "blur", "noise"] | float | list[float] = "grey",
         output: Literal["probability", "score"] = "probability",
-        scale: Literal["fixed", "each"] = "fixed",
+        scale: Literal["relative", "fixed", "each"] = "relative",
         batch_size: int | None = None,
-        num_images: int = 8,
         **kwargs: Any,
     ) -> None:
-        super().__init__(num_images=num_images, **kwargs)
+        super().__init__(**kwargs)
         self.window, self.stride, self.baseline = window, stride, baseline
         self.output, self.scale, self.batch_size = output, scale, batch_size
         for label, value in (("window", window), ("stride", stride)):
-            if value is not None and min(np.atleast_1d(value)) < 1:
-                raise UsageError(f"{label} must be at least 1 pixel, got {value}.")
-        if isinstance(baseline, str) and baseline not in ("grey", "mean", "blur", "noise"):
-            raise UsageError(f"baseline is 'grey', 'mean', 'blur', 'noise' or a colour, not {baseline!r}.")
+            for length in () if value is None else np.ravel(value).tolist():
+                check_at_least(label, length, 1, " pixel")
+        check_choice("output", output, ("probability", "score"))
+        check_choice("scale", scale, ("relative", "fixed", "each"))
+        if batch_size is not None:
+            check_at_least("batch_size", batch_size, 1, " or null to choose it")
+        if isinstance(baseline, str):
+            if baseline not in ("grey", "mean", "blur", "noise"):
+                raise UsageError(f"baseline is 'grey', 'mean', 'blur', 'noise' or a colour, not {baseline!r}.")
+        elif not all(0 <= color <= 1 for color in np.ravel(baseline).tolist()):
+            raise UsageError(f"baseline is a colour from 0 (black) to 1, got {baseline}.")
 
     def check(self, look: Look) -> None:
         window, stride = self._geometry(look)
@@ -74,12 +80,17 @@ class Occlusion(VisualizationCallback):
             output=self.output,
             batch_size=self.batch_size,
             seed=self.seed,
-            progress=True,
-            score=self.score,
+            progress=look.model.trainer.progress_bar_callback is not None,
+            score=look.score,
         )
         what = "probability" if self.output == "probability" else "score"
-        limits = (0.0, 1.0) if self.output == "probability" else (float(heat.min()), float(heat.max()))
-        ends = ("low", "high") if self.scale == "each" else tuple(f"{v:.2g}" for v in limits)
+        limits: Any = (0.0, 1.0) if what == "probability" else (float(heat.min()), float(heat.max()))
+        ends = tuple(f"{v:.2g}" for v in limits)
+        if self.scale == "each":
+            limits, ends = "each", ("low", "high")
+        elif self.scale == "relative" and what == "probability":
+            whole = functional.probabilities(look.scores).gather(1, look.targets[:, None])[:, 0]
+            limits, ends = [(0.0, p) for p in whole.tolist()], ("0", "uncovered")
         cover = self.baseline if isinstance(self.baseline, str) else "flat"
         return {
             "probe": attribution_sheet(
@@ -90,7 +101,7 @@ class Occlusion(VisualizationCallback):
                 subtitle=f"The {what} of the named class while a {cover} {_size(window)} px patch covers that place "
                 f"(step {_size(stride)} px). Red: covering it hurts, so the network relies on it.",
                 colorbar=draw.ColorBar("occlusion", *ends, what),
-                limits="each" if self.scale == "each" else limits,
+                limits=limits,
                 method="nearest",
             )
         }

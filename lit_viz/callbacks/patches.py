@@ -13,17 +13,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lit_viz import draw, functional
-from lit_viz.callbacks.base import Look
+from lit_viz.callbacks.base import Look, layer_list
 from lit_viz.callbacks.collecting import Batch, CollectingCallback, Tap
-from lit_viz.errors import UsageError
+from lit_viz.errors import UsageError, check_at_least, check_choice
 from lit_viz.functional import ReceptiveField, Responses, TopResponses
-from lit_viz.layers import as_maps, convolutions, find_layer
+from lit_viz.layers import as_maps, capture, convolutions, find_layer
 from lit_viz.pixels import PixelSpace
 from lit_viz.probing import evenly_spaced
 from lit_viz.state import Accumulator, Kept, Patches, TopK
 
 LARGEST = 112  # px along a side of a kept patch; larger receptive fields are reduced
 ROWS = 16  # channels on one picture
+LARGEST_MEMORY = 2**25  # bytes of patches that go into a checkpoint
 
 
 class MaxActivatingPatches(CollectingCallback):
@@ -33,7 +34,7 @@ class MaxActivatingPatches(CollectingCallback):
     the unit saw: its exact receptive field, see `functional.receptive_field`. Where that is the whole image (vision
     transformers, layers behind squeeze-and-excitation) the picture says so. Responses are kept for all channels, in
     O(channels × k) memory, and during the pass at most k 8-bit images for each channel shown. The result goes into
-    checkpoints.
+    checkpoints, the patches themselves up to 32 MiB.
 
     Tag: `patches/<layer>`, with more pages where there are many channels.
 
@@ -55,11 +56,12 @@ class MaxActivatingPatches(CollectingCallback):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if k < 1:
-            raise UsageError(f"k must be at least 1, got {k}.")
-        if isinstance(channels, int) and channels < 1:
-            raise UsageError(f"channels must be at least 1, got {channels}; for one channel give a list: [{channels}].")
-        self.layers = [layers] if isinstance(layers, str) else layers
+        check_at_least("k", k, 1)
+        if isinstance(channels, str):
+            check_choice("channels", channels, ("all", "a number", "a list of channels"))
+        elif not isinstance(channels, Sequence):
+            check_at_least("channels", channels, 1, "; to name a channel give a list")
+        self.layers = layer_list(layers)
         self.channels, self.k = channels, k
         self.results: dict[str, Patches] = {}
         self._fields: dict[str, ReceptiveField] = {}
@@ -72,7 +74,7 @@ class MaxActivatingPatches(CollectingCallback):
         return self.layers or ()
 
     def check(self, look: Look) -> None:
-        names = self.layers or _spread(list(convolutions(look.model)))
+        names = self.layers or _spread(_called_once(look))
         names = [find_layer(look.model, name)[0] for name in names]
         self._size = (look.images.shape[2], look.images.shape[3])
         self._pixels = look.pixels
@@ -97,6 +99,8 @@ class MaxActivatingPatches(CollectingCallback):
         def tap(name: str) -> Tap:
             def reduce(values: Tensor) -> Responses:
                 maps = as_maps(values, image_size=self._size)
+                if maps.shape[1:] != self._fields[name].shape:
+                    raise UsageError(f"its maps {tuple(maps.shape[1:])} are not those of the probe images.")
                 return functional.strongest(maps, samples, metric.floor(name), k=self.k)
 
             return Tap(name, "output", reduce)
@@ -133,7 +137,7 @@ class MaxActivatingPatches(CollectingCallback):
             rows = [self._row(result, i, int(channel)) for i, channel in enumerate(result.shown)]
             pages = [rows[i : i + ROWS] for i in range(0, len(rows), ROWS)]
             for number, page in enumerate(pages, start=1):
-                pictures[name if number == 1 else f"{name}/page {number}"] = draw.patch_sheet(
+                pictures[name if number == 1 else f"{name}/page-{number:03d}"] = draw.patch_sheet(
                     page, title=f"Patches · {name} · {look.when}", subtitle=self._read(name, result)
                 )
         return pictures
@@ -144,7 +148,7 @@ class MaxActivatingPatches(CollectingCallback):
         return draw.PatchRow(
             f"ch {channel}",
             draw.to_uint8(result.images[index, :seen].float() / 255) if seen else [],
-            [f"{v:.2g}" for v in values[:seen].tolist()],
+            values[:seen].tolist(),
             result.inside[index, :seen].numpy(),
             "" if seen else "nothing but NaN",
         )
@@ -180,8 +184,10 @@ class MaxActivatingPatches(CollectingCallback):
         return wanted
 
     def memory(self) -> dict[str, Any]:
+        size = sum(r.images.nbytes + r.inside.nbytes for r in self.results.values())
+        pictures = ("images", "inside") if size <= LARGEST_MEMORY else ()
         return {
-            name: {**asdict(r.top), "shown": r.shown, "images": r.images, "inside": r.inside}
+            name: {**asdict(r.top), "shown": r.shown, **{part: getattr(r, part) for part in pictures}}
             for name, r in self.results.items()
         }
 
@@ -190,13 +196,23 @@ class MaxActivatingPatches(CollectingCallback):
         self.results = {
             name: Patches(TopResponses(*(s[f] for f in top)), s["shown"], s["images"], s["inside"])
             for name, s in memory.items()
+            if "images" in s
         }
+
+
+def _called_once(look: Look) -> list[str]:
+    """The convolutions that take part in the forward pass, once each."""
+    names = list(convolutions(look.model))
+    with capture(look.model, names, reduce=lambda _: None) as calls, torch.no_grad():
+        look.model(look.images[:1])
+    used = [name for name, values in calls.items() if len(values) == 1]
+    if not used:
+        raise UsageError(f"{type(look.model).__name__} runs no 2-d convolution (once); name the layers to look at.")
+    return used
 
 
 def _spread(names: list[str], most: int = 4) -> list[str]:
     """Up to `most` of the names, evenly spaced, first and last among them."""
-    if not names:
-        raise UsageError("the model has no 2-d convolution; name the layers to look at.")
     picks = np.unique(np.linspace(0, len(names) - 1, min(most, len(names))).round().astype(int))
     return [names[i] for i in picks]
 

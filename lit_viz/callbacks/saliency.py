@@ -3,33 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any, Literal
 
 import numpy as np
 
 from lit_viz import draw, functional
 from lit_viz.callbacks.base import Look, VisualizationCallback
 from lit_viz.callbacks.cards import attribution_sheet
+from lit_viz.errors import check_choice
 
 
 class Saliency(VisualizationCallback):
     """Which pixels change the class score most (Simonyan, Vedaldi & Zisserman 2014), see `functional.saliency`.
 
-    Each map runs from zero to its own 99th percentile; the caption gives its largest gradient. Tag: `saliency/probe`.
+    The caption gives the largest gradient of each map. Tag: `saliency/probe`.
+
+    Args:
+        scale: "each": every map runs from zero to its own 99th percentile, since gradients grow by orders of magnitude
+            in training. "shared": all maps of a picture have one scale, so that images can be compared.
+        **kwargs: See `VisualizationCallback`.
     """
 
     tag = "saliency"
 
+    def __init__(self, *, scale: Literal["each", "shared"] = "each", **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        check_choice("scale", scale, ("each", "shared"))
+        self.scale = scale
+
     def visualize(self, look: Look) -> Mapping[str, np.ndarray]:
-        maps = functional.saliency(look.model, look.images, look.targets, score=self.score)
+        maps = functional.saliency(look.model, look.images, look.targets, score=look.score)
         return {
             "probe": attribution_sheet(
                 look,
                 maps,
                 name="saliency",
                 title="Saliency",
-                subtitle="How much the score of the named class changes with each pixel: bright pixels matter most. "
-                "In a trained network they lie on the object.",
+                subtitle="How much the score of the named class changes with each pixel: bright ones change it most.",
                 colorbar=draw.ColorBar("magma", "0", "top 1 %", "|∂ score / ∂ pixel|"),
+                limits="shared" if self.scale == "shared" else None,
                 measure="max",
             )
         }

@@ -28,7 +28,7 @@ class PCA:
 
 
 def pca(features: Tensor, k: int = 2) -> PCA:
-    """Principal components by singular value decomposition (Pearson 1901).
+    """Principal components (Pearson 1901).
 
     Signs are fixed so that the entry of largest magnitude in each component is positive: the same data give the same
     picture.
@@ -49,20 +49,27 @@ def pca(features: Tensor, k: int = 2) -> PCA:
     """
     features = check_features(features)
     mean = features.mean(dim=0)
-    centred = features - mean
-    _, singular, rows = torch.linalg.svd(centred, full_matrices=False)
-    k_found = min(k, len(rows))
-    components = rows[:k_found]
+    centred = (features - mean).double()
+    # The smaller of the two products has the same spectrum, and is far cheaper than an SVD of the features.
+    few, many = sorted(centred.shape)
+    product = centred.T @ centred if centred.shape[1] == few else centred @ centred.T
+    power, vectors = torch.linalg.eigh(product)
+    power = power.clamp(min=0).flip(0)
+    # What rounding leaves of a direction without any variance has no meaning.
+    found = min(k, int((power > power[0] * many * torch.finfo(power.dtype).eps).sum()))
+    vectors = vectors.flip(1)[:, :found]
+    components = (vectors if centred.shape[1] == few else centred.T @ vectors / power[:found].sqrt()).T
     lead = components.abs().argmax(dim=1, keepdim=True)
-    components = components * torch.where(components.gather(1, lead) < 0, -1.0, 1.0)
-    power = singular**2
-    explained = power[:k_found] / power.sum().clamp(min=torch.finfo(power.dtype).tiny)
+    components = components * components.gather(1, lead).sign()
+    explained = power[:found] / power.sum().clamp(min=torch.finfo(power.dtype).tiny)
     points = centred @ components.T
-    if k_found < k:
-        points = torch.nn.functional.pad(points, (0, k - k_found))
-        components = torch.nn.functional.pad(components, (0, 0, 0, k - k_found))
-        explained = torch.nn.functional.pad(explained, (0, k - k_found))
-    return PCA(points, components, explained, mean)
+    pad, missing = torch.nn.functional.pad, k - found
+    return PCA(
+        pad(points, (0, missing)).to(features),
+        pad(components, (0, 0, 0, missing)).to(features),
+        pad(explained, (0, missing)).to(features),
+        mean,
+    )
 
 
 def align_signs(points: Tensor, previous: Tensor) -> Tensor:
@@ -73,7 +80,7 @@ def align_signs(points: Tensor, previous: Tensor) -> Tensor:
         previous: (N, k), the same samples some time earlier.
     """
     a, b = points - points.mean(0), previous - previous.mean(0)
-    return points * torch.where((a * b).sum(dim=0) < 0, -1.0, 1.0)
+    return torch.where((a * b).sum(dim=0) < 0, -points, points)
 
 
 def check_features(features: Tensor) -> Tensor:

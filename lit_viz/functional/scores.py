@@ -77,8 +77,13 @@ def resolve_target(scores: Tensor, target: Target) -> Tensor:
 
 
 def probabilities(scores: Tensor) -> Tensor:
-    """Softmax over (N, K) scores, at least in float32; the logistic function where K is 1."""
+    """Softmax over (N, K) scores, at least in float32; the logistic function where K is 1.
+
+    Scores that are probabilities already (none negative, and each row adds up to 1) stay as they are.
+    """
     scores = scores if scores.dtype == torch.float64 else scores.float()
+    if scores.shape[1] > 1 and bool((scores >= 0).all() and ((scores.sum(dim=1) - 1).abs() < 1e-3).all()):
+        return scores
     return scores.sigmoid() if scores.shape[1] == 1 else scores.softmax(dim=1)
 
 

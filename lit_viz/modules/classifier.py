@@ -78,6 +78,8 @@ class ImageClassifier(LightningModule):
         self.save_hyperparameters(ignore=["optimizer", "lr_scheduler"])
         loaded = load_network(model, num_classes=num_classes, in_channels=in_channels, weights=weights, options=options)
         self.network: nn.Module = loaded.module
+        convolves = any(isinstance(m, nn.Conv2d) for m in self.network.modules())
+        self.in_channels = in_channels if convolves else None
         self.class_names: list[str] | None = None if loaded.class_names is None else list(loaded.class_names)
         self.pixel_space: PixelSpace | None = loaded.pixel_space
         known = None if self.class_names is None else len(self.class_names)
@@ -86,8 +88,13 @@ class ImageClassifier(LightningModule):
         self.lr_scheduler = lr_scheduler
         self.lr_interval = lr_interval
         self.label_smoothing = label_smoothing
+        # Sums in bfloat16, as a whole module of that precision would keep them, stop growing.
         self.means = nn.ModuleDict(
-            {f"{stage}_{name}": MeanMetric() for stage in ("val", "test") for name in ("loss", *_TOP)}
+            {
+                f"{stage}_{name}": MeanMetric().set_dtype(torch.float32)
+                for stage in ("val", "test")
+                for name in ("loss", *_TOP)
+            }
         )
         self._data_classes: int | None = None
         self._labels_count = True
@@ -147,6 +154,11 @@ class ImageClassifier(LightningModule):
 
     def _scores(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Scores, and those of auxiliary heads, which Inception and GoogLeNet have in training mode."""
+        if self.in_channels not in (None, images.shape[1]):
+            raise UsageError(
+                f"the images have {images.shape[1]} channel(s), but the network takes {self.in_channels}: give the "
+                f"model in_channels={images.shape[1]}, or convert the images."
+            )
         output = self.network(images)
         if isinstance(output, Tensor):
             return output, []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from typing import Any
 
@@ -47,9 +48,8 @@ def fitted(callback: Any, module: L.LightningModule | None = None, data: Any = N
 
 
 def steps(**kwargs: Any) -> list[int]:
-    run = {
-        k: kwargs.pop(k) for k in list(kwargs) if k in ("max_epochs", "val_check_interval", "accumulate_grad_batches")
-    }
+    of_run = ("max_epochs", "val_check_interval", "accumulate_grad_batches", "check_val_every_n_epoch")
+    run = {k: kwargs.pop(k) for k in list(kwargs) if k in of_run}
     return [look.step for look in fitted(Notes(**kwargs), **{"max_epochs": 4, **run}).looks]
 
 
@@ -61,6 +61,7 @@ def steps(**kwargs: Any) -> list[int]:
         ({"at_start": False}, [4, 8, 12, 16]),
         ({"every_n_epochs": 2}, [0, 8, 16]),
         ({"every_n_epochs": 3}, [0, 12, 16]),
+        ({"every_n_epochs": 2, "check_val_every_n_epoch": 3, "max_epochs": 6}, [0, 8, 16, 24]),
         ({"every_n_epochs": 3, "at_end": False}, [0, 12]),
         ({"every_n_epochs": None}, [0, 16]),
         ({"every_n_steps": 6}, [0, 6, 12, 16]),
@@ -78,6 +79,33 @@ def test_collecting_schedule_follows_validation() -> None:
     callback = Embeddings(methods=["pca"], thumbnails=False, every_n_epochs=2, on_error="raise")
     trainer([callback], logger=recorder, max_epochs=5).fit(TinyModule(), *loaders())
     assert [step for _, step, _ in recorder.images] == [8, 16, 20]
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "run", "expected"),
+    [
+        ({"every_n_epochs": 2}, {"max_epochs": 6, "check_val_every_n_epoch": 3}, [12, 24]),
+        ({}, {"max_epochs": 2, "val_check_interval": 0.5}, [2, 6, 8]),
+        ({"at_end": False}, {"max_epochs": 2, "val_check_interval": 0.5}, [2, 6]),
+        ({"every_n_steps": 3}, {"max_epochs": 2, "val_check_interval": 0.25}, [3, 6, 8]),
+        ({"every_n_epochs": 100}, {"max_epochs": 3}, [12]),
+        ({"every_n_epochs": 100}, {"max_epochs": -1, "max_steps": 8}, [8]),
+        ({"every_n_epochs": 100}, {"max_epochs": 2, "val_check_interval": 3, "check_val_every_n_epoch": None}, [6]),
+    ],
+)
+def test_when_collecting_callbacks_look(kwargs: dict[str, Any], run: dict[str, Any], expected: list[int]) -> None:
+    recorder = Recorder()
+    callback = Embeddings(methods="pca", thumbnails=False, on_error="raise", **kwargs)
+    trainer([callback], logger=recorder, **run).fit(TinyModule(), *loaders())
+    assert [step for _, step, _ in recorder.images] == expected
+
+
+@pytest.mark.parametrize("run", [{"limit_val_batches": 0}, {"max_steps": 3, "max_epochs": -1}])
+def test_nothing_to_collect_is_said_once(run: dict[str, Any]) -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer([Embeddings()], logger=Recorder(), **run).fit(TinyModule(), *loaders())
+    assert sum("nothing was drawn" in str(w.message) for w in caught) == 1
 
 
 def test_probes_are_the_same_at_every_look_and_spread_over_the_data() -> None:
@@ -217,9 +245,9 @@ def test_a_dict_needs_a_score_and_is_fine_with_one() -> None:
         (lambda: Embeddings("hed"), "no layer 'hed'"),
         (lambda: MaxActivatingPatches("nope"), "no layer 'nope'"),
         (lambda: MaxActivatingPatches("conv1", channels=[6]), "channels 0 to 5"),
-        (lambda: MaxActivatingPatches(k=0), "k must be at least 1"),
+        (lambda: MaxActivatingPatches(k=0), "k must be a whole number, at least 1"),
         (lambda: Occlusion(window=17), "larger than the image 16×20"),
-        (lambda: Occlusion(stride=0), "stride must be at least 1"),
+        (lambda: Occlusion(stride=0), "stride must be a whole number, at least 1"),
         (lambda: Occlusion(baseline="gray"), "baseline is 'grey'"),
         (lambda: Occlusion(baseline=[0.1, 0.2]), "2 values, but the images have 3 channels"),
         (lambda: Saliency(target=3), "class index 3 is out of range: the model has 3 classes"),
@@ -228,17 +256,35 @@ def test_a_dict_needs_a_score_and_is_fine_with_one() -> None:
         (lambda: Saliency(class_names=["a"]), "1 class_names given for 3"),
         (lambda: Saliency(mean=[0.5]), "mean and std together"),
         (lambda: Saliency(mean=[0.5, 0.5], std=[1, 1]), "2 values"),
-        (lambda: Saliency(every_n_epochs=0), "every_n_epochs must be at least 1"),
-        (lambda: Saliency(num_images=0), "num_images must be at least 1"),
+        (lambda: Saliency(every_n_epochs=0), "every_n_epochs must be a whole number, at least 1"),
+        (lambda: Saliency(num_images=0), "num_images must be a whole number, at least 1"),
         (lambda: Saliency(on_error="ignore"), "on_error is 'warn' or 'raise'"),
         (lambda: Saliency(batch_to_images=lambda batch: batch[1]), "found no images"),
+        (lambda: Saliency(batch_to_images="image"), "batch_to_images must be a function"),
+        (lambda: Saliency(score="logits"), "score must be a function"),
+        (lambda: Saliency(dataloader_idx=3), "dataloader_idx is 3, but there is no such loader"),
+        (lambda: Saliency(mean=[123, 116, 103], std=[58, 57, 57]), "by 255"),
+        (lambda: Saliency(target=object()), "a target is"),
+        (lambda: Saliency(scale="all"), "scale is 'each' or 'shared'"),
+        (lambda: Occlusion(window=3.5), "window must be a whole number, at least 1"),
+        (lambda: Occlusion(output="prob"), "output is 'probability' or 'score'"),
+        (lambda: Occlusion(batch_size=0), "batch_size must be a whole number, at least 1"),
+        (lambda: Occlusion(baseline=7.0), "a colour from 0"),
+        (lambda: Filters(scale="eech"), "scale is 'each' or 'shared'"),
+        (lambda: Filters(layers=3), "layers are given by their dotted names"),
+        (lambda: Filters(layers=[]), "layers are given by their dotted names"),
+        (lambda: Filters(max_filters=0), "max_filters must be a whole number, at least 1"),
         (lambda: Embeddings(methods=["umap"]), "methods are 'pca' and 'tsne'"),
+        (lambda: Embeddings(methods="umap"), "methods are 'pca' and 'tsne', not ['umap'"),
+        (lambda: Embeddings(perplexity=0), "perplexity is a number of neighbours"),
+        (lambda: Embeddings(thumbnail_size=0), "thumbnail_size must be a whole number, at least 4"),
+        (lambda: MaxActivatingPatches(channels="some"), "channels is 'all'"),
     ],
 )
 def test_mistakes_are_told_before_training_starts(make: Any, message: str) -> None:
     module = TinyModule()
     before = {k: v.clone() for k, v in module.state_dict().items()}
-    with pytest.raises(UsageError, match=message.replace("(", r"\(")):
+    with pytest.raises(UsageError, match=re.escape(message)):
         fitted(make(), module)
     assert all(torch.equal(v, before[k]) for k, v in module.state_dict().items())
 
@@ -265,16 +311,15 @@ def test_nan_weights_are_said_and_drawn() -> None:
     assert all("NaN" in detail for _, detail, _ in notes.looks[-1].captions())
 
 
-def test_features_that_are_nan_cost_one_warning() -> None:
+def test_features_that_are_nan_are_said_and_drawn() -> None:
     class Broken(TinyModule):
         def on_train_start(self) -> None:
             with torch.no_grad():
                 self.net.conv1.weight.fill_(torch.nan)
 
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        trainer([Embeddings(methods=["pca"])], logger=Recorder()).fit(Broken(), *loaders())
-    assert sum("NaN" in str(w.message) for w in caught) == 1
+    recorder, callback = Recorder(), Embeddings(on_error="raise")
+    trainer([callback], logger=recorder).fit(Broken(), *loaders())
+    assert recorder.tags == {"embeddings/net.head", "embeddings/net.head/map", "embeddings/net.head/grid"}
 
 
 def test_weight_averaging_is_seen_as_validation_sees_it() -> None:

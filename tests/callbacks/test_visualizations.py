@@ -131,12 +131,12 @@ def test_successive_embeddings_start_from_the_last(monkeypatch: pytest.MonkeyPat
     inits = []
     original = background.EmbeddingWorker.submit
 
-    def submit(self: Any, arguments: Any, done: Any) -> None:
+    def submit(self: Any, arguments: Any, *rest: Any) -> None:
         def spied(last: np.ndarray | None) -> dict[str, Any]:
             inits.append(None if last is None else last.copy())
             return arguments(last)
 
-        original(self, spied, done)
+        original(self, spied, *rest)
 
     monkeypatch.setattr(background.EmbeddingWorker, "submit", submit)
     callback, results = Embeddings(projector=False, thumbnails=False, on_error="raise"), []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import random
 import tempfile
 import warnings
 from collections.abc import Callable, Sequence
@@ -11,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import Logger
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from lit_viz.probing import split_batch
 
@@ -92,6 +94,38 @@ class TinyModule(L.LightningModule):
         return torch.optim.Adam(self.parameters(), lr=1e-2)
 
 
+class StatefulBlobs(Blobs):
+    """Draws from a generator of its own at every access: one access more, and training goes another way."""
+
+    def __init__(self, count: int, seed: int) -> None:
+        super().__init__(count, seed)
+        self.random = np.random.RandomState(seed)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        image, label = super().__getitem__(index)
+        return image + 0.1 * float(self.random.randn()), label
+
+
+class HookedModule(TinyModule):
+    """Augments on the device, from a generator of its own, and logs in `forward`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.random = torch.Generator().manual_seed(3)
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        images, labels = batch
+        if self.trainer.training:
+            images = images + 0.1 * torch.randn(1, generator=self.random)
+        return images, labels
+
+    def forward(self, images: Tensor) -> Tensor:
+        scores = super().forward(images)
+        if not self.training and not self.trainer.sanity_checking:
+            self.log("mean_score", scores.mean())
+        return scores
+
+
 class Recorder(Logger):
     """Keeps what is logged in memory, as a logger that takes images."""
 
@@ -119,7 +153,8 @@ class Outcome:
 
     weights: dict[str, Tensor]
     optimizer: dict[str, Tensor]
-    rng: Tensor
+    rng: tuple[Any, ...]
+    metrics: dict[str, Tensor]
     modes: dict[str, bool]
     grads: dict[str, Tensor | None]
     needs_grad: dict[str, bool]
@@ -133,6 +168,7 @@ class Mode:
 
     trainer: dict[str, Any] = field(default_factory=dict)
     module: Callable[[], L.LightningModule] = TinyModule
+    data: type[Blobs] = Blobs
 
 
 MODES = {
@@ -142,6 +178,9 @@ MODES = {
     "accumulation": Mode({"accumulate_grad_batches": 3}),
     "frozen-norm": Mode(module=lambda: TinyModule(freeze_norm=True)),
     "gradient-clipping": Mode({"gradient_clip_val": 0.1, "val_check_interval": 0.5}),
+    "stateful-data": Mode(data=StatefulBlobs),
+    "stateful-data-no-sanity-check": Mode({"num_sanity_val_steps": 0}, data=StatefulBlobs),
+    "hooks-and-logs": Mode(module=HookedModule),
     "compiled-module": Mode(module=lambda: torch.compile(TinyModule(), backend="aot_eager")),
     "compiled-part": Mode(module=lambda: TinyModule(wrap=lambda net: torch.compile(net, backend="aot_eager"))),
     "compiled-in-place": Mode(module=lambda: TinyModule(wrap=_compiled_in_place)),
@@ -168,9 +207,11 @@ def trainer(callbacks: Sequence[Callback] = (), **kwargs: Any) -> Trainer:
     return Trainer(callbacks=list(callbacks), **{**defaults, **kwargs})
 
 
-def loaders(train: int = 30, val: int = 14) -> tuple[DataLoader[Any], DataLoader[Any]]:
-    """Shuffled training data, and validation data whose last batch is smaller."""
-    return DataLoader(Blobs(train, 1), 8, shuffle=True), DataLoader(Blobs(val, 2), 6)
+def loaders(train: int = 30, val: int = 14, data: type[Blobs] = Blobs) -> tuple[DataLoader[Any], DataLoader[Any]]:
+    """Shuffled training data, and validation data, a part of the same set, whose last batch is smaller."""
+    whole = data(train + val, 1)
+    train_set, val_set = Subset(whole, range(train)), Subset(whole, range(train, train + val))
+    return DataLoader(train_set, 8, shuffle=True), DataLoader(val_set, 6)
 
 
 def fit(mode: str | Mode, callbacks: Sequence[Callback] = (), ckpt_path: Path | None = None, **kwargs: Any) -> Outcome:
@@ -183,7 +224,7 @@ def fit(mode: str | Mode, callbacks: Sequence[Callback] = (), ckpt_path: Path | 
         torch._dynamo.reset()
         module = mode.module()
         runner = trainer(callbacks, **{**mode.trainer, **kwargs})
-        runner.fit(module, *loaders(), ckpt_path=ckpt_path)
+        runner.fit(module, *loaders(data=mode.data), ckpt_path=ckpt_path)
     return outcome(runner)
 
 
@@ -194,7 +235,8 @@ def outcome(runner: Trainer) -> Outcome:
     return Outcome(
         {k: v.clone() for k, v in module.state_dict().items()},
         {f"{i}.{k}": torch.as_tensor(v).clone() for i, s in state.items() for k, v in s.items()},
-        torch.get_rng_state(),
+        (torch.get_rng_state().tolist(), np.random.get_state()[1].tolist(), random.getstate()),
+        {name: value.clone() for name, value in runner.callback_metrics.items()},
         {name: m.training for name, m in module.named_modules()},
         {name: None if p.grad is None else p.grad.clone() for name, p in module.named_parameters()},
         {name: p.requires_grad for name, p in module.named_parameters()},
@@ -205,13 +247,13 @@ def outcome(runner: Trainer) -> Outcome:
 
 def assert_untouched(seen: Outcome, alone: Outcome) -> None:
     """Bit for bit the same run, and nothing left behind in the model."""
-    for part in ("weights", "optimizer", "grads"):
+    for part in ("weights", "optimizer", "grads", "metrics"):
         a, b = getattr(seen, part), getattr(alone, part)
         assert a.keys() == b.keys(), part
         for name in a:
             same = a[name] is b[name] if a[name] is None or b[name] is None else torch.equal(a[name], b[name])
             assert same, f"{part} {name} differ"
-    assert torch.equal(seen.rng, alone.rng), "the global generator went on differently"
+    assert seen.rng == alone.rng, "the global generators went on differently"
     assert seen.modes == alone.modes
     assert seen.needs_grad == alone.needs_grad
     assert_no_hooks(seen.module)
