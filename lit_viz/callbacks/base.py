@@ -474,9 +474,11 @@ class VisualizationCallback(Callback):
         frames = traceback.extract_tb(failure.__traceback__)
         # The last place in code of the user's or ours, not inside of torch.
         frame = next((f for f in reversed(frames) if "site-packages" not in f.filename), frames[-1])
+        calls = isinstance(failure, TypeError) and "argument" in str(failure)
+        hint = "  (forward=lambda module, images: ... says how to run the module on images alone)\n" if calls else ""
         rank_zero_warn(
             f"{self.name}: {type(self).__name__} could not {what} {outcome}; the run goes on.\n  {cause}\n"
-            f"  at {frame.filename}:{frame.lineno}: {frame.line}\n"
+            f"  at {frame.filename}:{frame.lineno}: {frame.line}\n{hint}"
             f"  (on_error='raise' stops with the full traceback)"
         )
 

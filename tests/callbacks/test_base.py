@@ -169,6 +169,216 @@ def test_labels_of_other_classes_are_no_targets() -> None:
     assert look.class_names is None
 
 
+class OneLogit(TinyModule):
+    """A binary classifier as many write it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net.head = nn.Linear(24, 1)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        images, labels = batch
+        return nn.functional.binary_cross_entropy_with_logits(self(images)[:, 0], labels.float().flatten())
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("val_loss", self.training_step(batch, batch_idx))
+
+
+class CatsAndDogs(Blobs):
+    def __init__(self, count: int, seed: int, as_float: bool = False) -> None:
+        super().__init__(count, seed)
+        self.labels, self.classes, self.as_float = self.labels.clamp(max=1), ["cat", "dog"], as_float
+
+    def __getitem__(self, index: int) -> Any:
+        image, label = super().__getitem__(index)
+        return image, torch.tensor([float(label)]) if self.as_float else label
+
+
+@pytest.mark.parametrize("as_float", [False, True])
+@pytest.mark.parametrize("given", [None, ["Katze", "Hund"]])
+def test_one_logit_is_two_classes(as_float: bool, given: list[str] | None) -> None:
+    data = CatsAndDogs(12, 2, as_float)
+    notes, recorder = Notes(class_names=given, num_images=12), Recorder()
+    names = given or ["cat", "dog"]
+    others = [c(class_names=given, on_error="raise") for c in (Saliency, Occlusion)]
+    loader = DataLoader(data, 6)
+    trainer([notes, *others], logger=recorder, max_epochs=1).fit(OneLogit(), loader, loader)
+    look = notes.looks[-1]
+    assert look.class_names == names and torch.equal(look.labels, data.labels)
+    with torch.no_grad():
+        dog = look.model.eval()(look.images)[:, 0].sigmoid()
+    for i, (caption, _, correct) in enumerate(look.captions()):
+        label = int(data.labels[i])
+        probability = dog[i] if label else 1 - dog[i]
+        assert caption == f"{names[label]}  {probability:.2f}"
+        assert correct == bool((dog[i] > 0.5) == label)
+
+
+def test_a_single_score_that_is_no_class_stays_one() -> None:
+    class Regression(OneLogit):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            return self(batch[0]).square().mean()
+
+    images = torch.randn(12, 3, 16, 20)
+    data = DataLoader(TensorDataset(images, torch.rand(12)), 6)
+    look = fitted(Notes(), Regression(), data=(data, data), max_epochs=1).looks[0]
+    assert look.scores.shape == (8, 1) and look.labels is None
+
+
+def test_images_without_a_label_are_asked_about_their_prediction() -> None:
+    images, labels = Blobs(8, 2).images, torch.tensor([0, -100, 2, -1, 9, 1, 1, 0])
+
+    class Ignoring(TinyModule):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            return self(batch[0]).square().mean()
+
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            self(batch[0])
+
+    data = DataLoader(TensorDataset(images, labels), 4)
+    look = fitted(Notes(), Ignoring(), data=(data, data), max_epochs=1).looks[0]
+    assert look.labels.tolist() == [0, -1, 2, -1, -1, 1, 1, 0]
+    best = look.scores.argmax(1)
+    assert look.targets.tolist() == [0, best[1], 2, best[3], best[4], 1, 1, 0]
+    assert [correct is None for *_, correct in look.captions()] == [False, True, False, True, True] + [False] * 3
+
+
+def test_names_that_are_numbers_go_before_indices() -> None:
+    class Folders(Blobs):
+        def __init__(self) -> None:
+            super().__init__(12, 2)
+            self.classes = ["1", "2", "3"]
+
+    data = DataLoader(Folders(), 6)
+    for target, expected in (("1", 0), (1, 1), (np.int64(2), 2), (torch.tensor([0, 1] * 4), None), ("0", 0)):
+        look = fitted(Notes(target=target), data=(data, data), max_epochs=1).looks[0]
+        assert look.targets.tolist() == ([0, 1] * 4 if expected is None else [expected] * 8)
+
+
+def test_probabilities_are_not_squashed_again() -> None:
+    class Probable(TinyModule):
+        def forward(self, images: Tensor) -> Tensor:
+            return super().forward(images).softmax(1)
+
+    look = fitted(Notes(), Probable(), max_epochs=1).looks[0]
+    caption = look.captions()[0][0]
+    assert caption.endswith(f"{look.scores[0, look.targets[0]]:.2f}")
+
+
+def test_images_of_bytes_that_the_module_converts() -> None:
+    class Bytes(TinyModule):
+        def forward(self, images: Tensor) -> Tensor:
+            return super().forward(images.float() / 255)
+
+    images = (Blobs(12, 2).images.clamp(0, 1) * 255).to(torch.uint8)
+    data = DataLoader(TensorDataset(images, torch.arange(12) % 3), 6)
+    recorder = Recorder()
+    callbacks = [c(on_error="raise") for c in (Saliency, Occlusion, MaxActivatingPatches)]
+    trainer(callbacks, logger=recorder, max_epochs=1).fit(Bytes(), data, data)
+    assert {tag.split("/")[0] for tag in recorder.tags} == {"saliency", "occlusion", "patches"}
+
+
+def test_filters_need_no_images() -> None:
+    class Tokens(TinyModule):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            return self.net.conv1.weight.square().sum()
+
+        def validation_step(self, batch: Any, batch_idx: int) -> None: ...
+
+        def forward(self, images: Tensor) -> Tensor:
+            raise NotImplementedError
+
+    data = DataLoader(TensorDataset(torch.arange(12)), 6)
+    recorder = Recorder()
+    trainer([Filters(on_error="raise")], logger=recorder, max_epochs=1).fit(Tokens(), data, data)
+    assert recorder.tags == {"filters/net.conv1"}
+
+
+def test_images_of_different_sizes_come_from_a_batch() -> None:
+    class Ragged(Blobs):
+        def __getitem__(self, index: int) -> tuple[Tensor, int]:
+            image, label = super().__getitem__(index)
+            return image[:, :, : 20 - index % 2], label
+
+    def cropped(samples: list[Any]) -> Any:
+        width = min(image.shape[2] for image, _ in samples)
+        return torch.utils.data.default_collate([(image[:, :, :width], label) for image, label in samples])
+
+    data = DataLoader(Ragged(12, 2), 6, collate_fn=cropped)
+    assert fitted(Notes(), data=(data, data), max_epochs=1).looks[0].images.shape == (8, 3, 16, 19)
+    by_bucket = DataLoader(Ragged(12, 2), batch_sampler=[[0, 2, 4], [1, 3, 5]])
+    assert fitted(Notes(), data=(data, by_bucket), max_epochs=1).looks[0].images.shape == (3, 3, 16, 20)
+
+
+def test_training_images_without_an_index_are_looked_at_before_the_first_step() -> None:
+    class Stream(torch.utils.data.IterableDataset[Any]):
+        def __iter__(self) -> Any:
+            return iter(Blobs(16, 4))
+
+    notes = Notes()
+    trainer([notes], logger=Recorder(), max_epochs=2).fit(TinyModule(), DataLoader(Stream(), 8))
+    assert [look.step for look in notes.looks] == [0, 2, 4]
+
+
+def test_a_module_that_is_called_in_another_way() -> None:
+    class Siamese(TinyModule):
+        def forward(self, *, left: Tensor, right: Tensor) -> Tensor:
+            return super().forward(left) - super().forward(right)
+
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            return self(left=batch[0], right=batch[0].flip(0)).square().mean()
+
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            self.training_step(batch, batch_idx)
+
+    def against_grey(module: Any, images: Tensor) -> Tensor:
+        return module(left=images, right=torch.zeros_like(images))
+
+    look = fitted(Notes(forward=against_grey), Siamese(), max_epochs=1).looks[-1]
+    look.model.eval()
+    torch.testing.assert_close(look.scores, against_grey(look.model, look.images))
+    with pytest.warns(UserWarning, match=r"says how to run the module on images alone"):
+        trainer([Saliency()], logger=Recorder(), max_epochs=1).fit(Siamese(), *loaders())
+
+
+def test_other_channels_than_the_network_takes() -> None:
+    class Colours(TinyModule):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            return super().training_step((batch[0].expand(-1, 3, -1, -1), batch[1]), batch_idx)
+
+    data = DataLoader(TensorDataset(torch.rand(14, 1, 16, 20), torch.arange(14) % 3), 7)
+    with pytest.raises(UsageError, match=r"1 channel\(s\), but the first convolution 'net.conv1' takes 3"):
+        fitted(Saliency(), Colours(), data=(data, None))
+
+
+def test_an_attribute_that_only_sounds_like_a_normalisation() -> None:
+    class Described(Blobs):
+        mean, std = [0.1] * 5, [1.0] * 5
+
+    data = DataLoader(Described(12, 2), 6)
+    assert fitted(Notes(), data=(data, data), max_epochs=1).looks[0].pixels.mean != (0.1,) * 5
+
+
+def test_names_of_the_images_are_told() -> None:
+    class Named(Blobs):
+        captions = tuple(f"file {i}" for i in range(12))
+
+    data = DataLoader(Named(12, 2), 6)
+    looks = fitted(Notes(num_images=3), data=(data, data), max_epochs=1).looks
+    assert [detail.split(" · ")[-1] for _, detail, _ in looks[0].captions()] == ["file 0", "file 6", "file 11"]
+
+
+def test_one_broken_logger_does_not_silence_the_others() -> None:
+    class Broken(Recorder):
+        def log_image(self, *args: Any, **kwargs: Any) -> None:
+            raise OSError("gone")
+
+    good = Recorder()
+    with pytest.warns(UserWarning, match="gone"):
+        trainer([Saliency()], logger=[Broken(), good], max_epochs=1).fit(TinyModule(), *loaders())
+    assert good.tags == {"saliency/probe"}
+
+
 def test_normalisation_is_found_in_the_transforms() -> None:
     class Images(Dataset[Any]):
         transform = None
