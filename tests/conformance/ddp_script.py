@@ -48,49 +48,46 @@ def main(folder: Path) -> None:
 
     torch.save(collected(**TWO), folder / f"collected-{rank}.pt")
 
-    # One rank fails, at every place where one can, and the run goes on.
-    for failing in (0, 1):
-        for name, place in (
-            ("Saliency", "visualize"),
-            ("MaxActivatingPatches", "visualize"),
-            ("Embeddings", "update"),
-        ):
-            classes = {
-                "Saliency": Saliency,
-                "MaxActivatingPatches": MaxActivatingPatches,
-                "Embeddings": Embeddings,
-            }
-            callback = classes[name]()
-            original = getattr(callback, place)
-
-            def broken(*args: Any, original: Any = original, failing: int = failing) -> Any:
-                if rank == failing:
-                    raise ZeroDivisionError(f"rank {failing} fails")
-                return original(*args)
-
-            setattr(callback, place, broken)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                outcome = fit("fp32", [callback], logger=Recorder(), **TWO)
-            same = all(torch.equal(v, alone.weights[k]) for k, v in outcome.weights.items())
-            report[f"{name}.{place} fails on rank {failing}"] = same
-
-    # With on_error="raise" no rank is left waiting for the other.
-    for cls, place in ((Saliency, "visualize"), (Embeddings, "update")):
-        callback = cls(on_error="raise")
+    def failing(cls: type, place: str, on: int, **kwargs: Any) -> Any:
+        """A callback that fails at one place on one rank."""
+        callback = cls(**kwargs)
         original = getattr(callback, place)
 
-        def broken(*args: Any, original: Any = original) -> Any:
-            if rank == 1:
-                raise ZeroDivisionError("rank 1 fails")
-            return original(*args)
+        def broken(*args: Any, **kwargs: Any) -> Any:
+            if rank == on:
+                raise ZeroDivisionError(f"rank {on} fails")
+            return original(*args, **kwargs)
 
         setattr(callback, place, broken)
+        return callback
+
+    # One rank fails, at every place where one can, and the run goes on.
+    for on in (0, 1):
+        for cls, place in (
+            (Saliency, "_prepared"),
+            (Saliency, "check"),
+            (Saliency, "visualize"),
+            (Embeddings, "_prepared"),
+            (Embeddings, "check"),
+            (Embeddings, "begin"),
+            (Embeddings, "update"),
+            (Embeddings, "end"),
+            (Embeddings, "finish"),
+            (MaxActivatingPatches, "visualize"),
+        ):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                outcome = fit("fp32", [failing(cls, place, on)], logger=Recorder(), **TWO)
+            same = all(torch.equal(v, alone.weights[k]) for k, v in outcome.weights.items())
+            report[f"{cls.__name__}.{place} fails on rank {on}"] = same
+
+    # With on_error="raise" no rank is left waiting for the other.
+    for cls, place in ((Saliency, "_prepared"), (Saliency, "visualize"), (Embeddings, "check"), (Embeddings, "update")):
         try:
-            fit("fp32", [callback], logger=Recorder(), **TWO)
-            report[f"{cls.__name__} raises"] = "nothing"
+            fit("fp32", [failing(cls, place, 1, on_error="raise")], logger=Recorder(), **TWO)
+            report[f"{cls.__name__}.{place} raises"] = "nothing"
         except (ZeroDivisionError, RuntimeError) as error:
-            report[f"{cls.__name__} raises"] = type(error).__name__
+            report[f"{cls.__name__}.{place} raises"] = type(error).__name__
     (folder / f"report-{rank}.json").write_text(json.dumps(report))
 
 
