@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -13,14 +13,17 @@ from PIL import Image, ImageDraw
 from lit_viz.draw.arrays import as_rgb
 from lit_viz.draw.canvas import BODY, INK, MUTED, SMALL, Canvas, Color, ColorBar, Page
 from lit_viz.draw.images import fitted_size, resized
-from lit_viz.draw.text import clean, wrap
+from lit_viz.draw.text import clean, measure, wrap
 from lit_viz.errors import UsageError
 
 _RIGHT: Color = (0, 130, 103)
 _WRONG: Color = (200, 76, 0)
 _GAP, _CARD_GAP, _ROW_GAP, _TIGHT_GAP = 8, 28, 24, 14
 _LARGEST_TILE = 520
-_SIDE_TEXT = 184
+# Widths of captions at the side; most lines of one below, in all and of its detail.
+_SIDE_TEXT = (200, 250, 330)
+_BELOW = (4, 2)
+_LINE, _MARK = 22, 17
 
 
 @dataclass(frozen=True)
@@ -30,9 +33,9 @@ class Card:
     Attributes:
         images: uint8 (H, W), (H, W, 1) or (H, W, 3), left to right, one per column of the sheet; sizes may
             differ.
-        caption: One line below, or a few lines at the side where that leaves more room for the pictures; for
-            instance "coffee  p = 0.93". Two blanks in a row are the best place to break.
-        detail: A second, muted line.
+        caption: Below the pictures, or at the side where that leaves more room for them; for instance
+            "coffee  p = 0.93". Two blanks in a row are the best place to break.
+        detail: A second, muted text. " · " is the best place to break; what comes first is cut last.
         correct: Whether the prediction is right: adds a tick in a full disc or a cross in a ring. None adds
             nothing.
     """
@@ -51,8 +54,17 @@ class _Plan:
     tile_height: int
     tile_width: int
     text_width: int
-    caption: int
+    card_width: int
     gap: int
+
+
+@dataclass(frozen=True)
+class _Lengths:
+    """How long the texts of a card are, px: the parts of its caption, the items of its detail."""
+
+    indent: int
+    caption: tuple[float, ...]
+    detail: tuple[float, ...]
 
 
 def sheet(
@@ -93,68 +105,169 @@ def sheet(
     heading = px(26) if any(columns) else 0
     # The largest picture of a card sets how it is shown; the others, often coarser maps, follow.
     shapes = [max((p.shape[:2] for p in row), key=lambda s: s[0] * s[1]) for row in pictures]
-    plan = _plan(page, cards, shapes, across, heading)
+    plan = _plan(page, cards, shapes, across, columns, heading)
 
-    tiles_width = across * plan.tile_width + (across - 1) * px(_GAP)
-    card_width = tiles_width + plan.text_width
     sizes = [fitted_size(*shape, plan.tile_height, plan.tile_width) for shape in shapes]
-    heights = [
-        max(max(h for h, _ in sizes[i : i + plan.columns]), _least_height(page, plan)) + plan.caption
-        for i in range(0, len(cards), plan.columns)
-    ]
-    canvas = Canvas(
-        plan.columns * (card_width + px(_CARD_GAP)) - px(_CARD_GAP),
-        heading + sum(heights) + (len(heights) - 1) * plan.gap,
-    )
+    offsets = _offsets(page, columns, across, plan.tile_width)
+    if plan.text_width:
+        text_left, text_width = offsets[-1] + px(6), plan.text_width - px(14)
+    else:
+        text_left, text_width = 0, plan.card_width
+    most = _most_lines(page, plan.tile_height) if plan.text_width else _BELOW
+    texts = [_text_lines(page, card, text_width, most) for card in cards]
+    tops, y = [], heading
+    for i in range(0, len(cards), plan.columns):
+        row = range(i, min(i + plan.columns, len(cards)))
+        tile, text = max(sizes[j][0] for j in row), px(_LINE) * max(len(texts[j][0]) + len(texts[j][1]) for j in row)
+        tops.append((y, tile))
+        y += _row_height(page, tile, text, bool(plan.text_width)) + plan.gap
+    bottom = y - plan.gap + (px(8) if plan.text_width else 0)
+    canvas = Canvas(plan.columns * (plan.card_width + px(_CARD_GAP)) - px(_CARD_GAP), bottom)
     for i, (card, row) in enumerate(zip(cards, pictures, strict=True)):
         line, column = divmod(i, plan.columns)
-        left = column * (card_width + px(_CARD_GAP))
-        top = heading + sum(heights[:line]) + line * plan.gap
+        left, (top, tile) = column * (plan.card_width + px(_CARD_GAP)), tops[line]
         for j, pixels in enumerate(row):
-            x = left + j * (plan.tile_width + px(_GAP))
+            x = left + offsets[j]
             if line == 0 and j < len(columns):
-                canvas.text(x, px(14), columns[j], px(SMALL), color=MUTED, width=plan.tile_width)
+                room = offsets[j + 1] - offsets[j] - px(4)
+                canvas.text(x, px(14), columns[j], px(SMALL), color=MUTED, width=room)
             canvas.paste(resized(pixels, *_shown(pixels, sizes[i], plan)), x, top)
-        if plan.text_width:
-            _caption_beside(canvas, page, card, left + tiles_width + px(14), top, plan)
-        else:
-            _caption_below(canvas, page, card, left, top + heights[line] - plan.caption, card_width)
+        _caption(canvas, page, card, texts[i], left + text_left, top if plan.text_width else top + tile + px(8))
     return page.finish(canvas.image)
 
 
-def _plan(page: Page, cards: Sequence[Card], shapes: Sequence[tuple[int, int]], across: int, heading: int) -> _Plan:
-    """Tries all numbers of columns, captions below or beside; takes what makes the pictures largest."""
+def _plan(
+    page: Page,
+    cards: Sequence[Card],
+    shapes: Sequence[tuple[int, int]],
+    across: int,
+    headings: Sequence[str],
+    heading: int,
+) -> _Plan:
+    """Tries all numbers of columns, captions below or beside; takes what makes pictures large and cuts no text."""
     px, (width, height) = page.px, page.room
-    lines = (any(c.caption or c.correct is not None for c in cards), any(c.detail for c in cards))
-    below = px(8) + px(23) * lines[0] + px(22) * lines[1] if any(lines) else 0
-    styles = [(0, below, px(_ROW_GAP))] + [(px(_SIDE_TEXT), 0, px(_TIGHT_GAP))] * any(lines)
+    lengths = [_lengths(page, card) for card in cards]
+    styles = [0] + [px(w) for w in _SIDE_TEXT] * any(n.caption or n.detail or n.indent for n in lengths)
+    # All on one line, or a long detail broken between its items.
+    wanted = max(
+        n.indent + max((sum(n.caption), min(sum(n.detail), px(380)), *n.detail)) + px(16) * len(n.detail)
+        for n in lengths
+    )
     best: tuple[float, _Plan] | None = None
-    for text_width, caption, gap in styles:
+    for side in styles:
+        gap = px(_TIGHT_GAP if side else _ROW_GAP)
         for columns in range(1, len(shapes) + 1):
             rows = -(-len(shapes) // columns)
-            inner = width - (columns - 1) * px(_CARD_GAP) - columns * ((across - 1) * px(_GAP) + text_width)
-            box_width = min(inner // (columns * across), px(_LARGEST_TILE))
-            box_height = min((height - heading + gap) // rows - gap - caption, px(_LARGEST_TILE))
-            if min(box_width, box_height) < px(16) and best is not None:
+            cell = (width - (columns - 1) * px(_CARD_GAP)) // columns
+            box_width = min((cell - side - (across - 1) * px(_GAP)) // across, px(_LARGEST_TILE))
+            if box_width < px(16) and best is not None:
+                break
+            text = side - px(14) if side else int(min(cell, max(wanted, px(160))))
+            below = [] if side else [_estimate(page, n, text, _BELOW)[0] for n in lengths]
+            captions = sum(max(below[i : i + columns]) + px(8) for i in range(0, len(below), columns))
+            box_height = min((height - heading - captions + gap) // rows - gap, px(_LARGEST_TILE))
+            if box_height < px(16) and best is not None:
                 continue
             box_width, box_height = max(box_width, px(16)), max(box_height, px(16))
             sizes = [fitted_size(*shape, box_height, box_width) for shape in shapes]
             tile_height, tile_width = max(h for h, _ in sizes), max(w for _, w in sizes)
-            page_width = columns * (across * tile_width + text_width + px(_CARD_GAP)) + px(50)
-            page_height = heading + rows * (tile_height + caption + gap) + px(150)
-            shape = page_width / page_height
+            most = _most_lines(page, tile_height) if side else _BELOW
+            estimates = [_estimate(page, n, text, most) for n in lengths]
+            tiles = _offsets(page, headings, across, tile_width)[-1] - px(_GAP)
+            card = tiles + side if side else min(max(cell, tiles), max(tiles, text))
+            body_width = columns * (card + px(_CARD_GAP)) - px(_CARD_GAP)
+            texts = [max(h for h, _ in estimates[i : i + columns]) for i in range(0, len(estimates), columns)]
+            body_height = heading - gap + sum(_row_height(page, tile_height, h, bool(side)) + gap for h in texts)
+            shape = max(px(720), body_width + px(80)) / (body_height + px(150))
             score = float(np.mean([h * w for h, w in sizes])) ** 0.5 * min(1.0, shape / 0.85, 2.4 / shape)
             # An empty place in the last row is a small blemish, and captions read best below.
-            score *= (1 - 0.04 * (columns * rows - len(shapes)) / columns) * (0.9 if text_width else 1.0)
+            score *= (1 - 0.04 * (columns * rows - len(shapes)) / columns) * (0.9 if side else 1.0)
+            score *= 1 - 0.6 * float(np.mean([cut for _, cut in estimates]))
+            # What is too large makes the whole page shrink.
+            score *= min(1.0, width / body_width, height / body_height) ** 2
             if best is None or score > best[0] + 1e-9:
-                best = score, _Plan(columns, tile_height, tile_width, text_width, caption, gap)
+                best = score, _Plan(columns, tile_height, tile_width, side, card, gap)
     assert best is not None
-    return best[1]
+    return _narrowed(page, best[1], lengths, _offsets(page, headings, across, best[1].tile_width)[-1] - px(_GAP))
 
 
-def _least_height(page: Page, plan: _Plan) -> int:
-    # A caption beside the pictures has at least a line for itself and one for the detail.
-    return page.px(46) if plan.text_width else 1
+def _narrowed(page: Page, plan: _Plan, lengths: Sequence[_Lengths], tiles: int) -> _Plan:
+    """Cards with captions below no wider than their pictures, where that costs no line."""
+
+    def cost(width: int) -> tuple[int, float]:
+        texts = [_estimate(page, n, width, _BELOW) for n in lengths]
+        rows = range(0, len(texts), plan.columns)
+        return sum(max(h for h, _ in texts[i : i + plan.columns]) for i in rows), sum(cut for _, cut in texts)
+
+    if plan.text_width or plan.card_width <= tiles:
+        return plan
+    lines, cut = cost(plan.card_width)
+    for width in np.linspace(tiles, plan.card_width, 8).astype(int).tolist():
+        found = cost(width)
+        if found[0] <= lines and found[1] <= cut:
+            return replace(plan, card_width=width)
+    return plan
+
+
+def _offsets(page: Page, headings: Sequence[str], across: int, tile_width: int) -> list[int]:
+    """Where the pictures of a card start, and where another one would; headings have room, too."""
+    out = [0]
+    for i in range(across):
+        name = measure(clean(headings[i]), page.px(SMALL)) + page.px(8) if i < len(headings) else 0
+        out.append(out[-1] + int(max(tile_width, min(name, page.px(120)))) + page.px(_GAP))
+    return out
+
+
+def _lengths(page: Page, card: Card) -> _Lengths:
+    indent = 0 if card.correct is None else page.px(_MARK + 7)
+    caption = [measure(part, page.px(BODY)) for part in clean(card.caption).split("  ") if part]
+    detail = [measure(item, page.px(SMALL)) for item in clean(card.detail).split(" · ") if item]
+    return _Lengths(indent, tuple(caption), tuple(detail))
+
+
+def _most_lines(page: Page, tile_height: int) -> tuple[int, int]:
+    """Beside the pictures, where a caption has at least a line for itself and one for the detail."""
+    most = max(2, (tile_height + page.px(8)) // page.px(_LINE))
+    return most, most
+
+
+def _row_height(page: Page, tile: int, text: int, beside: bool) -> int:
+    if beside:
+        return max(tile, text - page.px(8))  # the last line may reach into the gap
+    return tile + (text + page.px(8) if text else 0)
+
+
+def _estimate(page: Page, text: _Lengths, width: float, most: tuple[int, int]) -> tuple[int, float]:
+    """About how high the text of a card will be, px, and how bad it is that some of it is cut, in [0, 1]."""
+    room = max(1.0, width - text.indent - 1)
+
+    def lines(lengths: Sequence[float]) -> int:
+        return sum(1 if n <= room else int(np.ceil(n / (0.75 * room))) for n in lengths)
+
+    caption = 0 if not text.caption else 1 if sum(text.caption) + page.px(12) <= room else lines(text.caption)
+    used, rest, separator = 0, 0.0, page.px(16)
+    for length in text.detail:
+        if used and length + separator <= rest:
+            rest -= length + separator
+        else:
+            used += lines([length])
+            rest = room - length
+    caption = max(caption, int(text.indent > 0))
+    allowed = min(2, most[0] - 1 if text.detail else most[0])
+    for_detail = min(most[1], most[0] - min(caption, allowed))
+    first = lines(text.detail[:1])
+    cut = 1.0 if caption > allowed or first > for_detail else 0.3 * (used > for_detail)
+    return page.px(_LINE) * (min(caption, allowed) + min(used, for_detail)), cut
+
+
+def _text_lines(page: Page, card: Card, width: int, most: tuple[int, int]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The lines of caption and detail that are shown."""
+    px, detail = page.px, clean(card.detail)
+    width -= 0 if card.correct is None else px(_MARK + 7)
+    caption = wrap(clean(card.caption), px(BODY), width, min(2, most[0] - 1 if detail else most[0]))
+    if not caption and card.correct is not None:
+        caption = ("",)
+    return caption, wrap(detail, px(SMALL), width, min(most[1], most[0] - len(caption)))
 
 
 def _shown(pixels: NDArray[np.uint8], card: tuple[int, int], plan: _Plan) -> tuple[int, int]:
@@ -165,34 +278,22 @@ def _shown(pixels: NDArray[np.uint8], card: tuple[int, int], plan: _Plan) -> tup
     return card
 
 
-def _caption_below(canvas: Canvas, page: Page, card: Card, left: int, top: int, width: int) -> None:
-    px = page.px
-    baseline = top + px(23)
+def _caption(
+    canvas: Canvas, page: Page, card: Card, lines: tuple[tuple[str, ...], tuple[str, ...]], left: int, top: int
+) -> None:
+    px, baseline = page.px, top + page.px(16)
     indent = _mark(canvas, page, card, left, baseline)
-    canvas.text(left + indent, baseline, card.caption, px(BODY), color=INK, width=width - indent)
-    if card.caption or card.correct is not None:
-        baseline += px(22)
-    canvas.text(left + indent, baseline, card.detail, px(SMALL), color=MUTED, width=width - indent)
-
-
-def _caption_beside(canvas: Canvas, page: Page, card: Card, left: int, top: int, plan: _Plan) -> None:
-    px = page.px
-    width = plan.text_width - px(14)
-    lines = max(2, (plan.tile_height + px(4)) // px(22))
-    baseline = top + px(16)
-    indent = _mark(canvas, page, card, left, baseline)
-    detail = wrap(clean(card.detail), px(SMALL), width - indent, max(1, lines // 2))
-    caption = wrap(clean(card.caption), px(BODY), width - indent, max(1, lines - len(detail)))
-    for text, size, color in [(t, BODY, INK) for t in caption] + [(t, SMALL, MUTED) for t in detail]:
-        canvas.text(left + indent, baseline, text, px(size), color=color, width=width - indent)
-        baseline += px(22)
+    for texts, size, color in ((lines[0], BODY, INK), (lines[1], SMALL, MUTED)):
+        for text in texts:
+            canvas.text(left + indent, baseline, text, px(size), color=color)
+            baseline += px(_LINE)
 
 
 def _mark(canvas: Canvas, page: Page, card: Card, left: int, baseline: int) -> int:
     """Draws the tick or the cross; returns how far the text moves to the right."""
     if card.correct is None:
         return 0
-    size = page.px(17)
+    size = page.px(_MARK)
     canvas.paste(_marker(card.correct, size), left, baseline - page.px(14.5))
     return size + page.px(7)
 

@@ -62,6 +62,10 @@ def wrap(text: str, size: int, width: float, most: int) -> tuple[str, ...]:
         lines = [line for part in parts for line in wrap(part, size, width, most)]
         if len(lines) <= most:
             return tuple(lines)
+    return _balanced(text, size, width, most)
+
+
+def _balanced(text: str, size: int, width: float, most: int) -> tuple[str, ...]:
     lines = list(_broken(text, size, width, most))
     if len(lines) > 1 and not lines[-1].endswith("…"):
         narrow = width
@@ -82,9 +86,9 @@ def _listed(items: Sequence[str], size: int, width: float, most: int) -> list[st
         if lines and measure(longer, size) <= width - 1:
             lines[-1] = longer
             continue
-        fresh = wrap(item, size, width, max(1, most - len(lines)))
+        fresh = _balanced(item, size, width, max(1, most - len(lines)))
         if i and (len(lines) + len(fresh) > most or fresh[-1].endswith("…")):
-            lines[-1] = truncate(lines[-1] + " …", size, width)
+            lines[-1] += " …" if measure(lines[-1] + " …", size) <= width - 1 else ""
             break
         lines += fresh
     return lines

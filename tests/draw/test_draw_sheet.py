@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
 from lit_viz import draw
+from lit_viz.draw.canvas import Canvas
 from lit_viz.draw.images import fitted_size, resized
 from lit_viz.draw.text import aligned, clean, measure, number, truncate, wrap
 from lit_viz.errors import UsageError
@@ -97,6 +100,54 @@ def test_caption_title_and_heading_are_drawn() -> None:
         assert 40 <= columns.min() <= 44
     below = np.nonzero((ink(caption="coffee") < 200).any(-1))[0]
     assert below.min() > 40 + 520
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """All lines of text as they appear."""
+    lines: list[str] = []
+    text = Canvas.text
+
+    def record(self: Canvas, x: float, y: float, line: str, size: int, *, bold: bool = False, **kwargs: Any) -> None:
+        width = kwargs.get("width")
+        lines.append(clean(line) if width is None else truncate(clean(line), size, width, bold=bold))
+        text(self, x, y, line, size, bold=bold, **kwargs)
+
+    monkeypatch.setattr(Canvas, "text", record)
+    return lines
+
+
+@pytest.mark.parametrize(
+    ("count", "shape"),
+    [(8, (400, 16)), (8, (16, 400)), (32, (48, 80)), (2, (32, 32)), (1, (400, 16)), (16, (224, 224))],
+)
+def test_text_has_room_whatever_the_shape_of_the_images(drawn: list[str], count: int, shape: tuple[int, int]) -> None:
+    card = draw.Card([picture(*shape)] * 3, "Labrador  0.38", "predicted cat  0.61 · label dog · max 0.0044", False)
+    subtitle = (
+        "How much the score of the named class changes with each pixel: in a trained network they lie on the object."
+    )
+    page = draw.sheet(
+        [card] * count,
+        columns=("image", "saliency", "overlay"),
+        title="Saliency · epoch 13 · step 1 400",
+        subtitle=subtitle,
+        colorbar=draw.ColorBar("magma", 0, 1, "gradient"),
+    )
+    check(page)
+    assert {"image", "saliency", "overlay", "Saliency · epoch 13 · step 1 400"} <= set(drawn)
+    assert subtitle in " ".join(drawn)
+    assert sum(line.startswith("Labrador  0.38") for line in drawn) == count
+    assert sum(line.startswith("predicted cat  0.61") for line in drawn) == count
+    # Items are shown whole or not at all.
+    assert not any(line.endswith("…") and not line.endswith(" …") for line in drawn)
+
+
+def test_subtitles_are_never_cut_and_long_titles_keep_their_end(drawn: list[str]) -> None:
+    subtitle = "Each tile is one filter, seen as a colour image, and what it says is long. " * 4
+    title = "Filters of features.0.block.1.convolution · epoch 13 · step 1 400"
+    page = draw.sheet([draw.Card([picture(32, 32)])], title=title, subtitle=subtitle, colorbar=draw.ColorBar("gray"))
+    check(page)
+    assert clean(subtitle) in " ".join(drawn) and title in drawn
 
 
 def test_right_and_wrong_differ_in_shape_not_only_in_color() -> None:
@@ -199,6 +250,14 @@ def test_wrap_loses_nothing_that_fits() -> None:
     text = "one two three four five six seven"
     assert " ".join(wrap(text, 18, 120, 9)) == text
     assert wrap("tabby cat  p = 0.92", 18, 120, 3)[0] == "tabby cat"
+
+
+def test_lists_break_between_their_items_and_lose_the_last_ones_first() -> None:
+    text = "predicted dog  0.61 · label cat · max 0.0044"
+    width = measure("label cat · max 0.0044", 16) + 2
+    assert wrap(text, 16, width, 3) == ("predicted dog  0.61", "label cat · max 0.0044")
+    assert wrap(text, 16, width, 1) in (("predicted dog  0.61 …",), ("predicted dog  0.61",))
+    assert wrap(text, 16, 1000, 1) == (text,)
 
 
 @pytest.mark.parametrize(
