@@ -7,15 +7,17 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from lit_viz.draw.arrays import as_rgb
 from lit_viz.draw.canvas import BODY, INK, MUTED, SHADE, SMALL, Canvas, Page
 from lit_viz.draw.images import fitted_size, masked, resized
-from lit_viz.draw.text import aligned, clean, measure
+from lit_viz.draw.text import aligned, clean, measure, number, scaled, wrap
 from lit_viz.errors import UsageError
 
 _GAP, _BLOCK_GAP, _ROW_GAP = 6, 36, 14
 _LARGEST_FRAME = 200
+_VALUE_SIZES = (SMALL, 14)
 # Larger patches are photographs, and smaller ones are pixels to be counted.
 _SMALL_PATCH = 32
 
@@ -28,7 +30,9 @@ class PatchRow:
         label: Name of the unit, for instance "ch 17".
         patches: uint8 (h, w, 3) each, best first; as an array (k, h, w, 3) or a sequence of any sizes. May be
             empty.
-        values: One number or ready text per patch, shown below it. May be empty.
+        values: One number or ready text per patch, shown below it. May be empty. Numbers of a row get equally many
+            decimals and, where they are tiny or huge, a power of ten beside the row. Where frames are too narrow for
+            numbers, the first and the last one stand beside the row instead.
         inside: One boolean (h, w) mask per patch, False where the patch reaches over the edge of its image;
             that part is hatched. None means that all is inside.
         detail: A muted line below the label.
@@ -39,6 +43,19 @@ class PatchRow:
     values: Sequence[float | str] = ()
     inside: Sequence[NDArray[np.bool_]] | NDArray[np.bool_] | None = None
     detail: str = ""
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """How the rows lie; px. `size` is that of the values, 0 where none are written below the patches."""
+
+    blocks: int
+    label: int
+    frame_height: int
+    frame_width: int
+    size: int
+    texts: list[list[str]]
+    notes: list[str]
 
 
 def patch_sheet(
@@ -68,58 +85,114 @@ def patch_sheet(
 
     page = Page(title, subtitle, None, max_size)
     px = page.px
-    longest = max(max(measure(clean(r.label), px(BODY)), measure(clean(r.detail), px(SMALL))) for r in rows)
-    label = min(int(longest) + px(14), px(170)) if longest else 0
-    caption = px(22) if any(len(r.values) for r in rows) else 0
-    blocks, frame_height, frame_width = _plan(page, len(rows), across, label, caption, shapes)
-    deep = -(-len(rows) // blocks)
+    plan = _plan(page, rows, across, shapes)
+    label, frame_height, frame_width = plan.label, plan.frame_height, plan.frame_width
+    deep = -(-len(rows) // plan.blocks)
     block_width = label + across * frame_width + (across - 1) * px(_GAP)
-    row_height = frame_height + caption + px(_ROW_GAP)
-    canvas = Canvas(blocks * block_width + (blocks - 1) * px(_BLOCK_GAP), deep * row_height - px(_ROW_GAP))
+    row_height = frame_height + (px(22) if plan.size else 0) + px(_ROW_GAP)
+    canvas = Canvas(plan.blocks * (block_width + px(_BLOCK_GAP)) - px(_BLOCK_GAP), deep * row_height - px(_ROW_GAP))
     for i, (row, patches) in enumerate(zip(rows, pictures, strict=True)):
         left, top = (i // deep) * (block_width + px(_BLOCK_GAP)), (i % deep) * row_height
-        middle = top + frame_height // 2 + px(6) - (px(10) if row.detail else 0)
-        canvas.text(left, middle, row.label, px(BODY), color=INK, width=label - px(8))
-        canvas.text(left, middle + px(21), row.detail, px(SMALL), color=MUTED, width=label - px(8))
-        values = _value_texts(row, px(SMALL), frame_width)
+        notes = wrap(_detail(row, plan.notes[i]), px(SMALL), label - px(8), 2)
+        notes = notes[: max(1, (frame_height + px(_ROW_GAP)) // px(20) - 1)]
+        baseline = top + max(px(15), frame_height // 2 + px(6) - px(10) * len(notes))
+        canvas.text(left, baseline, row.label, px(BODY), color=INK, width=label - px(8))
+        for note in notes:
+            baseline += px(20)
+            canvas.text(left, baseline, note, px(SMALL), color=MUTED, width=label - px(8))
         for j, patch in enumerate(patches):
             x = left + label + j * (frame_width + px(_GAP))
             height, width = fitted_size(*patch.shape[:2], frame_height, frame_width, small=_SMALL_PATCH)
-            picture = resized(patch, height, width, small=_SMALL_PATCH)
-            if row.inside is not None:
-                mask = np.asarray(row.inside[j], dtype=bool)
-                if mask.shape != patch.shape[:2]:
-                    raise UsageError(
-                        f"Row {row.label!r}: the mask {mask.shape} differs from its patch {patch.shape[:2]}."
-                    )
-                picture = masked(picture, mask)
+            picture = _pictured(row, j, patch, height, width)
             if (height, width) != (frame_height, frame_width):
                 canvas.fill(x, top, frame_width, frame_height, SHADE)
             canvas.paste(picture, x + (frame_width - width) // 2, top + (frame_height - height) // 2)
-            if values:
-                center, baseline = x + frame_width / 2, top + frame_height + px(17)
+            if plan.size and plan.texts[i]:
                 canvas.text(
-                    center,
-                    baseline,
-                    values[j],
-                    px(SMALL),
+                    x + frame_width / 2,
+                    top + frame_height + px(17),
+                    plan.texts[i][j],
+                    plan.size,
                     color=MUTED,
-                    width=frame_width + px(4),
+                    width=frame_width + px(_GAP - 1),
                     align="center",
                 )
     return page.finish(canvas.image)
 
 
-def _value_texts(row: PatchRow, size: int, width: int) -> list[str]:
-    """The values of a row as text, with fewer digits where frames are narrow."""
+def _pictured(row: PatchRow, index: int, patch: NDArray[np.uint8], height: int, width: int) -> Image.Image:
+    """A patch at its size, hatched where it lies outside its image."""
+    if row.inside is None:
+        return resized(patch, height, width, small=_SMALL_PATCH)
+    mask = np.asarray(row.inside[index], dtype=bool)
+    if mask.shape != patch.shape[:2]:
+        raise UsageError(f"Row {row.label!r}: the mask {mask.shape} differs from its patch {patch.shape[:2]}.")
+    if mask.any() and not mask.all():
+        # What lies outside must not be mixed into the edge.
+        for axis in (0, 1):
+            seen = np.flatnonzero(mask.any(axis=1 - axis))
+            patch = patch.take(np.arange(mask.shape[axis]).clip(seen[0], seen[-1]), axis=axis)
+    return masked(resized(patch, height, width, small=_SMALL_PATCH), mask)
+
+
+def _plan(page: Page, rows: Sequence[PatchRow], across: int, shapes: Sequence[tuple[int, int]]) -> _Plan:
+    """Values below the patches in the largest type that they fit in; if none is, their range beside the row."""
+    empty = [""] * len(rows)
+    for size in [page.px(s) for s in _VALUE_SIZES] * any(len(row.values) for row in rows):
+        notes = empty
+        # Powers of ten stand beside the rows, which makes frames narrower.
+        for _ in range(3):
+            label = _label_width(page, rows, notes)
+            blocks, height, width = _frames(page, len(rows), across, label, page.px(22), shapes)
+            found = [_values(row, size, width - page.px(1)) for row in rows]
+            if any(texts is None for texts, _ in found):
+                break
+            if [note for _, note in found] == notes:
+                return _Plan(blocks, label, height, width, size, [texts or [] for texts, _ in found], notes)
+            notes = [note for _, note in found]
+    notes = [_range(row) for row in rows]
+    label = _label_width(page, rows, notes)
+    blocks, height, width = _frames(page, len(rows), across, label, 0, shapes)
+    return _Plan(blocks, label, height, width, 0, [[] for _ in rows], notes)
+
+
+def _detail(row: PatchRow, note: str) -> str:
+    return " · ".join(text for text in (clean(row.detail), note) if text)
+
+
+def _label_width(page: Page, rows: Sequence[PatchRow], notes: Sequence[str]) -> int:
+    px = page.px
+    texts = [(row.label, BODY) for row in rows] + [(row.detail, SMALL) for row in rows] + [(n, SMALL) for n in notes]
+    longest = max(measure(clean(text), px(size)) for text, size in texts)
+    return min(int(longest) + px(14), px(170)) if longest else 0
+
+
+def _values(row: PatchRow, size: int, width: int) -> tuple[list[str] | None, str]:
+    """The values of a row as text and the power of ten they share; None where they are too long."""
     if any(isinstance(value, str) for value in row.values):
-        return [str(value) for value in row.values]
+        return [str(value) for value in row.values], ""
     numbers = [float(value) for value in row.values]
-    texts = aligned(numbers)
-    return texts if all(measure(t, size) <= width for t in texts) else aligned(numbers, digits=2)
+    largest = max((abs(v) for v in numbers if np.isfinite(v)), default=0.0)
+    plain = [(aligned(numbers, digits), "") for digits in (3, 2)] if not largest or 1e-2 <= largest < 1e5 else []
+    for texts, power in [*plain, scaled(numbers, 3), scaled(numbers, 2)]:
+        if all(measure(text, size) <= width for text in texts):
+            return texts, power
+    return None, ""
 
 
-def _plan(
+def _range(row: PatchRow) -> str:
+    if not len(row.values):
+        return ""
+    if any(isinstance(value, str) for value in row.values):
+        return str(row.values[0])
+    known = [float(value) for value in row.values if not np.isnan(value)]
+    if not known:
+        return "NaN"
+    low, high = number(min(known)), number(max(known))
+    return (high if low == high else f"{high} to {low}") + (", NaN" if len(known) < len(row.values) else "")
+
+
+def _frames(
     page: Page, count: int, across: int, label: int, caption: int, shapes: Sequence[tuple[int, int]]
 ) -> tuple[int, int, int]:
     """The number of blocks and the frame (height, width) that make the patches largest."""

@@ -14,6 +14,7 @@ from lit_viz.draw.fonts import face, runs
 # Blanks that don't break, as in "step 1 200".
 _KEPT = "\N{NO-BREAK SPACE}\N{NARROW NO-BREAK SPACE}"
 _DOT = " · "
+_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 @lru_cache(maxsize=4096)
@@ -144,4 +145,22 @@ def aligned(values: Sequence[float], digits: int = 3) -> list[str]:
     if not 1e-2 <= largest < 1e5:
         return [number(v) for v in values]
     decimals = max(0, digits - 1 - int(np.floor(np.log10(largest))))
-    return [number(v) if not np.isfinite(v) else f"{v:.{decimals}f}".replace("-", "−") for v in values]
+    return _fixed(values, decimals)
+
+
+def scaled(values: Sequence[float], digits: int = 2) -> tuple[list[str], str]:
+    """Short numbers with equally many decimals, and the power of ten that they are to be multiplied by.
+
+    >>> scaled([3.2e-5, 9.1e-6])
+    (['3.2', '0.9'], '×10⁻⁵')
+    """
+    largest = max((abs(v) for v in values if np.isfinite(v)), default=0.0)
+    power = int(np.floor(np.log10(largest))) if largest > 0 else 0
+    # In two steps, since 10 to the power of -320 is no number.
+    texts = _fixed([v / 10.0 ** (power // 2) / 10.0 ** (power - power // 2) for v in values], digits - 1)
+    return texts, f"×10{str(power).translate(_RAISED)}" if power else ""
+
+
+def _fixed(values: Sequence[float], decimals: int) -> list[str]:
+    rounded = [round(v, decimals) + 0.0 if np.isfinite(v) else v for v in values]  # + 0.0 makes no zero negative
+    return [number(v) if not np.isfinite(v) else f"{v:.{decimals}f}".replace("-", "−") for v in rounded]

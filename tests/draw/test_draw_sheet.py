@@ -223,6 +223,40 @@ def test_patch_sheet_takes_empty_rows_and_mixed_sizes() -> None:
     check(draw.patch_sheet([draw.PatchRow("dead", [])]))
 
 
+def test_values_have_equal_decimals_and_a_power_of_ten_where_needed(drawn: list[str]) -> None:
+    rows = [
+        draw.PatchRow("a", [picture(40, 40)] * 3, [3.2e-5, 9.1e-6, float("nan")]),
+        draw.PatchRow("b", [picture(40, 40)] * 3, [1.2e6, 1e6, -3.0]),
+        draw.PatchRow("c", [picture(40, 40)] * 3, [0.3, 0.2999, 0.1]),
+        draw.PatchRow("d", [picture(40, 40)] * 3, [float("inf"), 12.0, 0.0]),
+        draw.PatchRow("e", [picture(40, 40)] * 3, [0.0, 0.0, 0.0]),
+    ]
+    draw.patch_sheet(rows)
+    assert drawn == [
+        *("a", "×10⁻⁵", "3.20", "0.91", "NaN"),
+        *("b", "×10⁶", "1.20", "1.00", "0.00"),
+        *("c", "0.300", "0.300", "0.100"),
+        *("d", "∞", "12.0", "0.0"),
+        *("e", "0", "0", "0"),
+    ]
+
+
+@pytest.mark.parametrize(("across", "side"), [(9, (60, 20)), (16, (11, 11)), (30, (60, 20)), (40, (11, 11))])
+def test_values_are_legible_or_stand_beside_the_row(drawn: list[str], across: int, side: tuple[int, int]) -> None:
+    values = np.geomspace(0.93, 0.002, across)
+    draw.patch_sheet([draw.PatchRow(f"ch {i}", [picture(*side)] * across, values) for i in range(8)])
+    assert not any("…" in line for line in drawn)
+    assert len(drawn) == 8 * (across + 1) or drawn.count("0.93 to 0.002") == 8
+
+
+def test_what_lies_outside_a_patch_is_not_mixed_into_its_edge() -> None:
+    patch = np.full((60, 60, 3), 200, np.uint8)
+    inside = np.ones((60, 60), bool)
+    patch[:, :20], inside[:, :20] = 0, False
+    page = draw.patch_sheet([draw.PatchRow("", [patch] * 2, inside=[inside] * 2)])
+    assert page.min() >= 195
+
+
 def test_patch_sheet_refuses_what_does_not_match() -> None:
     patches = np.zeros((3, 8, 8, 3), np.uint8)
     for row in (
