@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 
@@ -67,6 +68,14 @@ class SaveConfigBesideLogs(SaveConfigCallback):
             super().setup(trainer, pl_module, stage)
 
 
+class SummaryAfterInterrupt(Callback):
+    """Whoever stops a run by hand wants to see what came of it."""
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        if isinstance(exception, KeyboardInterrupt) and trainer.is_global_zero:
+            print(summary(trainer), flush=True)
+
+
 class LitVizCLI(LightningCLI):
     """LightningCLI with TensorBoard on, numbers of classes and channels taken from the data, and a summary."""
 
@@ -76,6 +85,7 @@ class LitVizCLI(LightningCLI):
             subclass_mode_model=True,
             subclass_mode_data=True,
             auto_configure_optimizers=False,
+            trainer_defaults={"callbacks": [SummaryAfterInterrupt()]},
             seed_everything_default=0,
             save_config_callback=SaveConfigBesideLogs,
             save_config_kwargs={"overwrite": True},
@@ -122,16 +132,22 @@ def summary(trainer: Trainer) -> str:
         width = max(len(tag) for tag, *_ in rows)
         lines.append("\nPictures logged (and the time each visualization took):")
         lines += [f"  {tag:<{width}}  {count:>6}  {seconds}" for tag, count, seconds in rows]
+        folders = [str(f) for f in dict.fromkeys(folder for c in callbacks for folder in c.writer(trainer).folders)]
+        lines += [f"PNG files: {', '.join(folders)}"] if folders else []
+    elif not callbacks:
+        lines.append("\nNo visualization in this run; add some, for instance with -c configs/callbacks/saliency.yaml")
     metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
     if metrics:
         lines.append("Metrics: " + ", ".join(f"{k} {v:.4g}" for k, v in sorted(metrics.items())))
     checkpoint = getattr(trainer.checkpoint_callback, "best_model_path", "")
     if checkpoint:
         lines.append(f"Checkpoint: {_short(checkpoint)}")
+    # Only inside `uv run` does the path lead to what uv installed.
+    prefix = "uv run " if "UV_RUN_RECURSION_DEPTH" in os.environ else ""
     for logger in trainer.loggers:
-        if isinstance(logger, TensorBoardLogger):
+        if isinstance(logger, TensorBoardLogger) and rows:
             lines.append("Look at them with:")
-            lines.append(f"  tensorboard --logdir {_short(logger.log_dir)} --samples_per_plugin images=1000")
+            lines.append(f"  {prefix}tensorboard --logdir {_short(logger.log_dir)} --samples_per_plugin images=1000")
     return "\n".join(lines)
 
 
@@ -149,7 +165,9 @@ def main(args: Sequence[str] | None = None) -> None:
         LitVizCLI(args=None if args is None else _with_known_configs(list(args)))
     except Exception as error:
         # The message of a usage error says it all; a traceback, or the parser's report of all it tried, would hide it.
-        told = _usage_error(error)
+        told: Exception | None = _usage_error(error)
+        if isinstance(error, FileNotFoundError) and "Checkpoint file not found" in str(error):
+            told = error
         if told is None:
             raise
         sys.exit(f"lit_viz: {told}")

@@ -22,7 +22,9 @@ def nearest(name: str, known: Iterable[str], *, n: int = 5) -> str:
     "did you mean 'layer4' or 'layer3'?"
     """
     known = list(known)
-    close = difflib.get_close_matches(name, known, n=n, cutoff=0.4)
+    parts = [k for k in known if name and name.casefold() in k.casefold()]
+    alike = difflib.get_close_matches(name, known, n=n, cutoff=0.4)
+    close = list(dict.fromkeys(parts[:n] + alike))[:n]
     if close:
         return "did you mean " + " or ".join(repr(c) for c in close) + "?"
     shown = ", ".join(repr(k) for k in known[:n])

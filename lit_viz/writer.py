@@ -37,6 +37,12 @@ class Writer:
         """Whether anything is written at all."""
         return bool(self.loggers) or self.folder is not None
 
+    @property
+    def folders(self) -> list[Path]:
+        """Where PNG files go."""
+        beside = [_folder_beside(logger) for logger in self.loggers if not _takes_images(logger)]
+        return beside + ([self.folder] if self.folder else [])
+
     def picture(self, tag: str, picture: np.ndarray, step: int) -> None:
         """Writes one picture.
 
@@ -55,7 +61,7 @@ class Writer:
                 logger.log_image(tag, [Image.fromarray(picture)], step=step)
             elif isinstance(logger, MLFlowLogger):
                 logger.experiment.log_image(logger.run_id, picture, key=tag, step=step, synchronous=True)
-            elif callable(getattr(logger, "log_image", None)):
+            elif _takes_images(logger):
                 logger.log_image(tag, [picture], step=step)
             else:
                 save_png(_folder_beside(logger), tag, picture, step)
@@ -136,6 +142,11 @@ def save_png(folder: Path, tag: str, picture: np.ndarray, step: int) -> Path:
     Image.fromarray(picture).save(partial, format="png")
     partial.replace(path)
     return path
+
+
+def _takes_images(logger: Any) -> bool:
+    known = (TensorBoardLogger, WandbLogger, MLFlowLogger)
+    return isinstance(logger, known) or callable(getattr(logger, "log_image", None))
 
 
 def _folder_beside(logger: Any) -> Path:

@@ -197,3 +197,47 @@ def test_the_process_is_polite_and_small(shared: EmbeddingWorker) -> None:
     environment = (process / "environ").read_bytes().split(b"\0")
     assert b"OMP_NUM_THREADS=1" in environment and b"OPENBLAS_NUM_THREADS=1" in environment
     assert str(SCRIPT).encode() in (process / "cmdline").read_bytes().split(b"\0")
+
+
+def test_what_is_not_ready_in_time_is_dropped_and_told(worker: EmbeddingWorker) -> None:
+    told: list[str] = []
+    worker.submit(busy_for_long, lambda _: told.append("done"), lambda: told.append("first"))
+    worker.submit(job(1), lambda _: told.append("done"), lambda: told.append("second"))
+    with pytest.raises(TimeoutError, match="2 t-SNE"):
+        worker.finish(0.1)
+    assert told == ["first", "second"] and not worker.busy
+
+
+def test_a_job_that_fails_is_told_too(shared: EmbeddingWorker) -> None:
+    told: list[str] = []
+    shared.submit(fails, lambda _: told.append("done"), lambda: told.append("dropped"))
+    with pytest.raises(RuntimeError, match="t-SNE failed"):
+        shared.finish(LONG)
+    assert told == ["dropped"]
+
+
+@pytest.mark.skipif(not hasattr(os, "SCHED_IDLE"), reason="priorities of Linux")
+@pytest.mark.parametrize("allowed", [True, False])
+def test_at_the_end_it_no_longer_stands_back(
+    worker: EmbeddingWorker, allowed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: Points = []
+    worker.submit(job(0, perplexity=8.0), done.append)
+    wait(lambda: worker._process is not None and os.sched_getscheduler(worker._process.pid) == os.SCHED_IDLE)
+    if not allowed:
+
+        def refuse(*_: Any) -> None:
+            raise PermissionError
+
+        monkeypatch.setattr(os, "sched_setscheduler", refuse)
+    before = worker._process
+    worker.submit(job(1, perplexity=8.0), done.append)
+    worker._hurry()
+    assert worker._process is not None and (worker._process is before) == allowed
+    worker.finish(LONG)
+    assert os.sched_getscheduler(worker._process.pid) == os.SCHED_OTHER
+    assert os.getpriority(os.PRIO_PROCESS, worker._process.pid) == os.getpriority(os.PRIO_PROCESS, 0)
+    with threadpool_limits(1):
+        first = tsne(features(0), perplexity=8.0)
+        second = tsne(features(1), init=first, perplexity=8.0)
+    assert len(done) == 2 and np.allclose(done[0], first) and np.allclose(done[1], second)

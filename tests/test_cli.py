@@ -8,7 +8,14 @@ from typing import Any
 import pytest
 import yaml
 
-from lit_viz.callbacks import Embeddings, Filters, MaxActivatingPatches, Occlusion, Saliency
+from lit_viz.callbacks import (
+    Embeddings,
+    Filters,
+    MaxActivatingPatches,
+    Occlusion,
+    Saliency,
+    VisualizationCallback,
+)
 from lit_viz.cli import LitVizCLI, main
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -57,7 +64,7 @@ def test_every_configuration_is_whole(config: str) -> None:
 )
 def test_add_ons_add_one_callback(name: str, callback: Any) -> None:
     cli = parsed("--config", str(CONFIGS / "quickstart.yaml"), "-c", str(CONFIGS / "callbacks" / f"{name}.yaml"))
-    found = [type(c) for c in cli.trainer.callbacks if c.__module__.startswith("lit_viz")]
+    found = [type(c) for c in cli.trainer.callbacks if isinstance(c, VisualizationCallback)]
     assert found == [Filters, Saliency, Occlusion, Embeddings, MaxActivatingPatches, callback]
 
 
@@ -92,6 +99,82 @@ def test_mistakes_end_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         extra = ["--trainer.callbacks+=Filters", "--trainer.callbacks.layers=conv9"]
         main(["fit", "--config", str(CONFIGS / "quickstart.yaml"), *SMALL, *QUIET, *extra])
     assert "no layer 'conv9'; did you mean" in str(stop.value)
+
+
+QUICKSTART = ["--config", str(CONFIGS / "quickstart.yaml"), *SMALL, *QUIET]
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        (["fit", "--trainer.callbacks+=Saliency", "--trainer.callbacks.num_images=0"], "num_images must be a whole"),
+        (["fit", "--data.batch_size=0"], "batch_size must be at least 1"),
+        (["fit", "--model.model=resnet19"], "did you mean 'resnet18'"),
+        (["fit", "--data=ImageFolderData", "--data.train_dir=nowhere"], "nowhere"),
+        (["fit", "--trainer.callbacks+=Saliency", "--trainer.callbacks.target=dog"], "no class 'dog'"),
+        (["validate", "--ckpt_path=nope.ckpt"], "Checkpoint file not found"),
+    ],
+)
+def test_every_mistake_ends_in_one_line(
+    command: list[str], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        main([command[0], *(QUICKSTART if command[0] == "fit" else [QUICKSTART[0], QUICKSTART[1]]), *command[1:]])
+    assert told in str(stop.value) and str(stop.value).count("\n") == 0
+
+
+def test_a_word_of_a_class_name_is_enough(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    csv = ["--trainer.logger=CSVLogger", "--trainer.logger.save_dir=runs"]
+    one = ["--trainer.callbacks=Saliency", "--trainer.callbacks.target=cat"]
+    main(["fit", *QUICKSTART, *csv, *one])
+    printed = capsys.readouterr().out
+    assert "saliency/probe" in printed and "PNG files: " in printed and "tensorboard --logdir" not in printed
+    assert len(list((tmp_path / "runs").rglob("pictures/saliency/probe/*.png"))) == 2
+
+
+def test_without_visualizations_the_summary_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    main(
+        [
+            "fit",
+            *QUICKSTART,
+            "--trainer.callbacks=null",
+            "--trainer.logger=false",
+            "--trainer.enable_checkpointing=false",
+        ]
+    )
+    assert "No visualization in this run" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+
+
+def test_layers_of_a_vision_transformer(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["layers", "--model=ImageClassifier", "--model.model=vit_b_16", "--image_size=224"])
+    assert "conv_proj" in capsys.readouterr().out
+
+
+def test_looking_at_photographs_of_ones_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from skimage import data
+    from skimage.io import imsave
+
+    for kind, picture in (("pets", data.chelsea()), ("drinks", data.coffee())):
+        (tmp_path / "photos" / kind).mkdir(parents=True)
+        imsave(tmp_path / "photos" / kind / f"{kind}.png", picture)
+    monkeypatch.chdir(tmp_path)
+    command = ["validate", "--config", str(CONFIGS / "analyze_efficientnet_lite0.yaml"), *QUIET]
+    command += ["--data=ImageFolderData", "--data.val_dir=photos", "--trainer.callbacks=Saliency"]
+    with pytest.raises(SystemExit, match="head starts anew"), pytest.warns(UserWarning, match="head starts anew"):
+        main(command)
+    main([*command, "--data.labels=false", "--trainer.callbacks.folder=out"])
+    assert "saliency/probe" in capsys.readouterr().out
+    assert list((tmp_path / "out").rglob("*.png"))
 
 
 def test_packaged_configurations_are_found_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -281,3 +281,15 @@ def test_compiled_parts_run_eagerly_inside_and_compiled_again_afterwards(in_plac
     assert all(m.training for m in model.modules())
     compiled(x)
     assert len(graphs) == 2
+
+
+def test_buffers_that_a_look_adds_are_gone() -> None:
+    class Counts(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            self.register_buffer("seen", torch.ones(1))
+            return x
+
+    net = Counts()
+    with untouched(net):
+        net(torch.zeros(1))
+    assert not net.state_dict()

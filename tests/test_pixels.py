@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -15,7 +16,7 @@ from torchvision.datasets import FakeData
 from torchvision.transforms import v2
 
 from lit_viz.errors import UsageError
-from lit_viz.pixels import PixelSpace, find_pixel_space, guess_pixel_space
+from lit_viz.pixels import PixelSpace, find_pixel_space, given_pixel_space, guess_pixel_space
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -254,3 +255,23 @@ def test_broken_values_do_not_count(value: float) -> None:
 def test_a_constant_outside_of_any_range() -> None:
     found = guess_pixel_space(torch.full((1, 3, 4, 4), -7.0)).to_color(torch.full((1, 3, 4, 4), -7.0))
     assert torch.isfinite(found).all()
+
+
+def test_values_of_bytes_that_were_found_are_scaled() -> None:
+    found = find_pixel_space(SimpleNamespace(mean=[123.7, 116.3, 103.5], std=[58.4, 57.1, 57.4]), channels=3)
+    assert found is not None and found.mean == pytest.approx([0.485, 0.456, 0.406], abs=1e-3)
+    assert find_pixel_space(SimpleNamespace(mean=[1200.0], std=[500.0]), channels=3) is None
+
+
+def test_values_of_another_number_of_channels_are_passed_over() -> None:
+    other = SimpleNamespace(mean=[0.1] * 5, std=[1.0] * 5)
+    assert find_pixel_space(other, channels=3) is None
+    right = SimpleNamespace(mean=(0.5, 0.4, 0.3), std=(0.2,))
+    assert find_pixel_space(other, right, channels=3).mean == (0.5, 0.4, 0.3)
+
+
+def test_given_values_are_checked() -> None:
+    assert given_pixel_space(0.5, 0.25).std == (0.25,)
+    for mean, std in (([123.0], [58.0]), ("grey", 1.0), ([0.5, None], [1, 1]), (0.5, 0.0)):
+        with pytest.raises(UsageError):
+            given_pixel_space(mean, std)

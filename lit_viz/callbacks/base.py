@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 import traceback
 from collections import Counter
@@ -117,7 +118,8 @@ class VisualizationCallback(Callback):
         at_end: Also look after the last step, if the last look is older.
         num_images: How many probe images; they stay the same over the run.
         target: Which class to ask about: "label" (the true class, or the predicted one where there is no label that
-            the network knows), "predicted", a class index or name, or one of these for each image.
+            the network knows), "predicted", a class index or name (or a word that only one name has), or one of these
+            for each image.
         class_names: Names of the classes; by default those of the module, data module or data set.
         mean: Mean of the normalisation that the images went through, in colour units (0 to 1), one value or one for
             each channel; by default found in the data module or the data set's transforms.
@@ -241,6 +243,8 @@ class VisualizationCallback(Callback):
         self._state, self._probe, self._last = "new", None, None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.loggers and self.folder is None:
+            rank_zero_warn(f"{self.name}: without a logger its pictures go nowhere; give folder=... for PNG files.")
         for layer in self.layer_names():
             find_layer(pl_module, layer)
 
@@ -428,11 +432,15 @@ class VisualizationCallback(Callback):
 
         self.attempt(trainer, run, "draw")
 
+    def writer(self, trainer: Trainer) -> Writer:
+        """To all loggers of the run, and the folder."""
+        return Writer(trainer.loggers, self.folder)
+
     def write(self, trainer: Trainer, pictures: Mapping[str, np.ndarray], step: int | None = None) -> None:
         """Rank zero writes pictures to all loggers."""
         if not trainer.is_global_zero:
             return
-        writer = Writer(trainer.loggers, self.folder)
+        writer = self.writer(trainer)
         for variant, picture in pictures.items():
             tag = f"{self.name}/{variant}"
             writer.picture(tag, picture, trainer.global_step if step is None else step)
@@ -541,6 +549,9 @@ def _class_index(target: int | str, names: list[str] | None) -> int:
     folded = [n.casefold() for n in names or ()]
     if target.casefold() in folded:
         return folded.index(target.casefold())
+    with_word = [i for i, name in enumerate(folded) if target.casefold() in re.split(r"[\s,;_-]+", name)]
+    if len(with_word) == 1:
+        return with_word[0]  # "cat" is "chelsea the cat" where no other class has that word
     if target.isdigit():
         return int(target)
     if names is None:

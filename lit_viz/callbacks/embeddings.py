@@ -21,9 +21,8 @@ from lit_viz.errors import UsageError, check_at_least
 from lit_viz.functional.scores import class_scores
 from lit_viz.layers import as_maps, capture, find_layer, head_of
 from lit_viz.pixels import PixelSpace
-from lit_viz.probing import dataloader, evenly_spaced
+from lit_viz.probing import dataloader
 from lit_viz.state import Accumulator, FeatureBank, Features
-from lit_viz.writer import Writer
 
 READ = (
     "Each point is a validation image, placed by its features in {layer}. "
@@ -45,7 +44,8 @@ class Embeddings(CollectingCallback):
         layer: Dotted name of a layer whose output to show; by default the input of the classifier head. Maps are
             averaged over places, tokens over tokens.
         methods: "pca", "tsne" or both.
-        max_samples: How many validation images at most, evenly spaced over those that a validation pass goes through.
+        max_samples: How many validation images at most, chosen at random (always the same) from those that a validation
+            pass goes through.
         perplexity: Of t-SNE: effective number of neighbours.
         projector: Also write an entry for TensorBoard's projector, at the end.
         thumbnails: Draw the map and the grid of thumbnails.
@@ -134,7 +134,9 @@ class Embeddings(CollectingCallback):
         self._wanted = None
         if passing > self.max_samples:
             self._wanted = torch.zeros(passing, dtype=torch.bool)
-            self._wanted[evenly_spaced(passing, self.max_samples)] = True
+            # At random, since classes often come in turn; with a generator of its own, and always the same.
+            order = torch.randperm(passing, generator=torch.Generator().manual_seed(self.seed))
+            self._wanted[order[: self.max_samples]] = True
 
     def taps(self) -> Sequence[Tap]:
         return [Tap(*self._tapped, lambda values: self._vectors(values).clone())]
@@ -295,7 +297,7 @@ class Embeddings(CollectingCallback):
         names = [
             look_names[i] if look_names and 0 <= i < len(look_names) else str(i) for i in self.features.labels.tolist()
         ]
-        writer = Writer(trainer.loggers)
+        writer = self.writer(trainer)
         writer.embedding(
             f"{self.name}/{self._tapped[0]}",
             self.features.values,

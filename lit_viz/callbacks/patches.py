@@ -162,13 +162,11 @@ class MaxActivatingPatches(CollectingCallback):
         else:
             what = f"Each patch is the {field.size[0]} × {field.size[1]} px that the unit sees"
         channels = len(result.top.values)
-        shown = (
-            f"{len(result.shown)} of {channels} channels" if len(result.shown) < channels else f"{channels} channels"
-        )
+        shown = f"{len(result.shown)} of {channels} channels" if len(result.shown) < channels else "all channels"
         counted = "" if self.indices is None or self.indices.exact else " Samples are counted as seen."
         inexact = f" Receptive field widened at {', '.join(field.approximations)}." if field.approximations else ""
         return (
-            f"What excites a unit most in the whole data set: {shown}, strongest first, one per image. "
+            f"What excites a unit most in the whole data set, the strongest first, one per image; {shown}. "
             f"{what}.{counted}{inexact}"
         )
 
@@ -203,12 +201,13 @@ class MaxActivatingPatches(CollectingCallback):
 def _called_once(look: Look) -> list[str]:
     """The convolutions that take part in the forward pass, once each."""
     names = list(convolutions(look.model))
-    with capture(look.model, names, reduce=lambda _: None) as calls, torch.no_grad():
+    with capture(look.model, names, reduce=lambda maps: maps.shape[2:].numel()) as calls, torch.no_grad():
         look.model(look.images[:1])
-    used = [name for name, values in calls.items() if len(values) == 1]
+    used = {name: values[0] for name, values in calls.items() if len(values) == 1}
     if not used:
         raise UsageError(f"{type(look.model).__name__} runs no 2-d convolution (once); name the layers to look at.")
-    return used
+    # Those of a single place, in squeeze-and-excitation blocks, tell nothing of where.
+    return [name for name, places in used.items() if places > 1] or list(used)
 
 
 def _spread(names: list[str], most: int = 4) -> list[str]:

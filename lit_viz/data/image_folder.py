@@ -51,6 +51,8 @@ class ImageFolderData(ImageDataModule):
         mean: Per-channel mean to subtract, in colour units from 0 to 1; by default ImageNet's.
         std: Per-channel standard deviation to divide by; by default ImageNet's.
         in_channels: 3 for colour, 1 for grey; images are converted.
+        labels: False leaves the names of subfolders out of account: images to look at with a network that has classes
+            of its own.
 
     Raises:
         UsageError: For folders that aren't there, are empty, or mix loose images with classes; for an empty
@@ -73,6 +75,7 @@ class ImageFolderData(ImageDataModule):
         mean: tuple[float, ...] = (0.485, 0.456, 0.406),
         std: tuple[float, ...] = (0.229, 0.224, 0.225),
         in_channels: int = 3,
+        labels: bool = True,
     ) -> None:
         super().__init__(batch_size, num_workers)
         if train_dir is None and val_dir is None:
@@ -96,6 +99,7 @@ class ImageFolderData(ImageDataModule):
 
         first = train_dir if train_dir is not None else val_dir
         self.class_names = _class_folders(Path(first))
+        self.labels = labels
         self._samples: dict[str, list[_Sample]] = {}
         if train_dir is not None:
             self._samples["train"] = _list(Path(train_dir), self.class_names)
@@ -105,6 +109,9 @@ class ImageFolderData(ImageDataModule):
             self._samples["train"], self._samples["val"] = _split(self._samples["train"], val_fraction, split_seed)
         if test_dir is not None:
             self._samples["test"] = _list(Path(test_dir), self.class_names)
+        if not labels:
+            self.class_names = []
+            self._samples = {part: [(f, UNLABELLED) for f, _ in files] for part, files in self._samples.items()}
 
     def setup(self, stage: str) -> None:
         if self.val_set is not None:

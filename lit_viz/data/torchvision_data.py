@@ -227,7 +227,8 @@ class TorchvisionData(ImageDataModule):
             return make(**arguments, download=True)
         except (OSError, RuntimeError, ValueError, ImportError, TypeError) as error:
             raise UsageError(
-                f"{self.name} is not in {self.root} and could not be downloaded ({_first_line(error)}). "
+                f"{self.name} is not in {self.root}, or its files are damaged ({_first_line(missing)}), and it could "
+                f"not be downloaded ({_first_line(error)}). "
                 f"Download it where there is a connection, with torchvision.datasets.{self.name}(root, "
                 f"download=True), and give that folder as root."
             ) from error

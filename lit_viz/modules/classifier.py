@@ -96,6 +96,7 @@ class ImageClassifier(LightningModule):
                 for name in ("loss", *_TOP)
             }
         )
+        self._head_is_new = loaded.new_head
         self._data_classes: int | None = None
         self._labels_count = True
 
@@ -107,11 +108,23 @@ class ImageClassifier(LightningModule):
         data = getattr(self.trainer, "datamodule", None)
         self._data_classes = getattr(data, "num_classes", None)
         self._labels_count = True
+        if stage in ("validate", "test", "predict") and self.trainer.ckpt_path is None:
+            self._check_trained(stage)
         space = find_pixel_space(data)
         if self.pixel_space is not None and space is not None and not _alike(self.pixel_space, space):
             rank_zero_warn(
                 f"the images are normalised with mean {space.mean} and std {space.std}, but the network "
                 f"expects mean {self.pixel_space.mean} and std {self.pixel_space.std}; give the data these."
+            )
+
+    def _check_trained(self, stage: str) -> None:
+        if self.hparams.weights is None:
+            rank_zero_warn(f"{stage} of a network that was not trained: give weights, or --ckpt_path.")
+        elif self._head_is_new:
+            raise UsageError(
+                f"{stage} of a network whose head starts anew, for the {self.num_classes} classes of the data, and was "
+                f"never trained: give --ckpt_path, or leave the data's labels out to see the network's own classes, "
+                f"with --data.labels=false for a folder of images."
             )
 
     def training_step(self, batch: Any, batch_index: int) -> Tensor:
@@ -205,7 +218,7 @@ class ImageClassifier(LightningModule):
             mean.reset()
             trivial = self.num_classes is not None and _TOP.get(name, 0) >= self.num_classes
             if torch.isfinite(value) and not trivial:
-                self.log(f"{stage}_{name}", value, prog_bar=name != "acc_top5", sync_dist=False)
+                self.log(f"{stage}_{name}", value, prog_bar=name != "acc_top5", sync_dist=True)  # equal on all ranks
 
 
 def _unpack(batch: Any) -> tuple[Tensor, Tensor]:

@@ -33,11 +33,13 @@ class Network:
         module: Takes images (N, C, H, W), gives scores (N, classes).
         class_names: One name per score; None where not known, or where the head is new.
         pixel_space: How the images it was trained on were normalised; None where not known.
+        new_head: Whether the head starts anew, for other classes than the weights'.
     """
 
     module: nn.Module
     class_names: tuple[str, ...] | None = None
     pixel_space: PixelSpace | None = None
+    new_head: bool = False
 
 
 def load_network(
@@ -287,7 +289,9 @@ def _adapt(network: Network, what: str, num_classes: int | None, in_channels: in
     """Fits a trained network to other classes and channels, and says what is lost."""
     module, class_names, space = network.module, network.class_names, network.pixel_space
     heads, first = _heads(module), _first_convolution(module)
-    if num_classes is not None and heads and num_classes != _width(heads[0]):
+    new_head = bool(num_classes is not None and heads and num_classes != _width(heads[0]))
+    if new_head:
+        assert num_classes is not None
         warnings.warn(
             f"{what}: trained for {_width(heads[0])} classes; the head starts anew, for {num_classes}.",
             stacklevel=3,
@@ -304,7 +308,7 @@ def _adapt(network: Network, what: str, num_classes: int | None, in_channels: in
         if space is not None:
             mean, std = sum(space.mean) / len(space.mean), sum(space.std) / len(space.std)
             space = PixelSpace((mean,), (std,), f"{space.source}, averaged")
-    return Network(module, class_names, space)
+    return Network(module, class_names, space, new_head)
 
 
 def _heads(module: nn.Module) -> list[nn.Linear | nn.Conv2d]:

@@ -118,13 +118,6 @@ def test_embeddings_hold_the_input_of_the_head(module: TinyModule) -> None:
     assert torch.equal(callback.features.labels, data.labels)
 
 
-def test_a_subset_of_the_data_is_evenly_spaced(module: TinyModule) -> None:
-    callback = Embeddings("conv2", methods=["pca"], max_samples=5, projector=False, on_error="raise")
-    validated(callback, module, 21)
-    assert callback.features.samples.tolist() == [0, 5, 10, 15, 20]
-    assert callback.features.values.shape == (5, 6)
-
-
 def test_successive_embeddings_start_from_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
     from lit_viz import background
 

@@ -99,3 +99,29 @@ def test_half_precision_is_computed_in_single() -> None:
 def test_errors(features: Tensor, words: str) -> None:
     with pytest.raises(UsageError, match=words):
         pca(features)
+
+
+@pytest.mark.parametrize("shape", [(300, 8), (40, 500)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_pca_equals_scikit_learns_for_wide_and_for_tall_data(shape: tuple[int, int], dtype: torch.dtype) -> None:
+    from sklearn.decomposition import PCA as Reference
+
+    generator = torch.Generator().manual_seed(0)
+    data = (torch.randn(*shape, generator=generator, dtype=torch.float64) * torch.linspace(1, 9, shape[1])).to(dtype)
+    found, reference = pca(data, 3), Reference(3, svd_solver="full").fit(data.double().numpy())
+    assert found.points.dtype == found.components.dtype == dtype
+    same = {"atol": 1e-3, "rtol": 1e-4} if dtype == torch.float32 else {"atol": 1e-8, "rtol": 1e-8}
+    expected = torch.tensor(reference.transform(data.double().numpy())).to(dtype)
+    torch.testing.assert_close(align_signs(found.points, expected), expected, **same)
+    torch.testing.assert_close(found.explained, torch.tensor(reference.explained_variance_ratio_).to(dtype), **same)
+
+
+def test_pca_does_not_depend_on_the_default_type() -> None:
+    data = torch.randn(20, 5)
+    expected = pca(data).points
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert torch.equal(pca(data).points, expected)
+        assert align_signs(expected, -expected).dtype == torch.float32
+    finally:
+        torch.set_default_dtype(torch.float32)

@@ -101,3 +101,11 @@ def test_what_is_no_batch_of_images(images: Tensor, words: list[str]) -> None:
     with pytest.raises(UsageError) as caught:
         check_images(images)
     assert all(word in str(caught.value) for word in words)
+
+
+def test_probabilities_stay_as_they_are() -> None:
+    scores = torch.randn(4, 3)
+    found = probabilities(scores)
+    assert torch.equal(probabilities(found), found)
+    almost = torch.tensor([[0.5, 0.6]])
+    torch.testing.assert_close(probabilities(almost), almost.softmax(1))

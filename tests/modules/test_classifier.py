@@ -231,3 +231,31 @@ def test_bad_arguments(arguments: dict):
 def test_batches_must_be_pairs():
     with pytest.raises(UsageError, match="batches of"):
         trainer().validate(fixed(), DataLoader(torch.randn(2, 3, 8, 8)), verbose=False)
+
+
+def test_metrics_in_bfloat16_do_not_saturate():
+    labels = [i % 10 for i in range(4000)]
+    module = fixed()
+    run = trainer(precision="bf16-true")
+    run.validate(module, batches(labels, n=250), verbose=False)
+    assert run.callback_metrics["val_acc"] == pytest.approx(0.1, rel=0.01)
+    expected = F.cross_entropy(torch.arange(10.0).expand(4000, -1), torch.tensor(labels))
+    assert run.callback_metrics["val_loss"] == pytest.approx(float(expected), rel=0.01)
+
+
+def test_other_channels_than_the_network_takes():
+    grey = DataLoader([(torch.zeros(1, 16, 16), 0)] * 4, batch_size=2)
+    with pytest.raises(UsageError, match=r"1 channel.*in_channels=1"):
+        trainer().fit(classifier(), grey, grey)
+
+
+def test_a_network_without_training_is_told():
+    with pytest.warns(UserWarning, match="not trained"):
+        trainer().validate(classifier(), batches([0, 1]), verbose=False)
+
+
+def test_a_new_head_is_not_validated():
+    with pytest.warns(UserWarning, match="head starts anew"):
+        module = ImageClassifier("efficientnet_lite0", num_classes=3, weights="DEFAULT")
+    with pytest.raises(UsageError, match="never trained"):
+        trainer().validate(module, batches([0, 1]), verbose=False)
