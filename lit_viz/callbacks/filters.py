@@ -13,11 +13,11 @@ from lit_viz.callbacks.base import Look, VisualizationCallback, layer_list
 from lit_viz.errors import check_at_least, check_choice
 from lit_viz.layers import find_layer, first_convolution
 
-READ = {
-    True: "Each tile is one filter, seen as a colour image: it responds most to a patch that looks like it. "
-    "Oriented edges and opposing colours are what trained networks have here; noise means not yet trained.",
-    False: "Each row is one filter, one tile for each of its input channels. Bright weights excite, dark ones inhibit.",
+_TONES = {
+    "each": "light weights excite, dark ones less so or inhibit, each filter on its own scale",
+    "shared": "light weights excite, dark ones inhibit, mid-grey is zero",
 }
+_FIRST = " Oriented edges and blobs are what trained networks have here; noise means not yet trained."
 
 
 class Filters(VisualizationCallback):
@@ -70,12 +70,13 @@ class Filters(VisualizationCallback):
             layer, _ = find_layer(look.model, name)
             weight = functional.filters(look.model, layer)
             size = " × ".join(str(n) for n in weight.shape)
+            first = layer == first_convolution(look.model)[0]
             common: dict[str, Any] = {"max_filters": self.max_filters, "max_inputs": self.max_inputs}
             pictures[layer] = draw.filter_grid(
                 weight,
                 scale=self.scale,
                 title=f"Filters of {layer} · {look.when}",
-                subtitle=f"{size} weights. {READ[weight.shape[1] == 3]}",
+                subtitle=f"{size} weights. {_how_to_read(weight, self.scale, first)}",
                 **common,
             )
             if self.change and layer in self._previous:
@@ -83,7 +84,32 @@ class Filters(VisualizationCallback):
                     weight,
                     previous=self._previous[layer],
                     title=f"Change of {layer} since the last picture · {look.when}",
+                    subtitle=f"{size} weights, each minus what it was, on one scale around zero. "
+                    + ("Mid-grey means no change." if _colored(weight) else "Red ones grew, blue ones fell."),
                     **common,
                 )
             self._previous[layer] = weight
         return pictures
+
+
+def _colored(weight: Tensor) -> bool:
+    return weight.shape[1] == 3 and weight.shape[2:] != (1, 1)
+
+
+def _how_to_read(weight: Tensor, scale: str, first: bool) -> str:
+    """What `draw.filter_grid` makes of weights of this shape."""
+    if weight.shape[2:] == (1, 1):
+        return "One square for each pair of an output filter and an input channel: red excites, blue inhibits."
+    if _colored(weight) and first:
+        return (
+            "Each tile is one filter, seen as a colour image: it responds most to a patch that looks like it. "
+            "Oriented edges and opposing colours are what trained networks have here; noise means not yet trained."
+        )
+    if _colored(weight):
+        return "Each tile is one filter, with its three input channels as red, green and blue."
+    what = (
+        "Each tile is one filter, seen as a grey image"
+        if weight.shape[1] == 1
+        else "Each row is one filter, one tile for each of its input channels"
+    )
+    return f"{what}: {_TONES[scale]}.{_FIRST if first else ''}"

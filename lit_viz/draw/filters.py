@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from lit_viz.draw.arrays import to_numpy
-from lit_viz.draw.canvas import MUTED, RULE, SMALL, Canvas, ColorBar, Page
+from lit_viz.draw.canvas import MUTED, PAPER, RULE, SMALL, Canvas, Color, ColorBar, Page
 from lit_viz.draw.colormaps import colorize, hatch
 from lit_viz.draw.text import measure
 from lit_viz.errors import UsageError
@@ -21,6 +21,7 @@ _LEAST_TILE = 10
 _LEAST_KERNEL = 26
 _MOST_INPUTS = 32
 _ROW_GAP = 9
+_BETWEEN: Color = (176, 203, 232)
 
 
 def filter_tiles(weight: Any, *, scale: str = "each") -> NDArray[np.uint8]:
@@ -78,7 +79,7 @@ def filter_grid(
     Three input channels give RGB tiles, one gives grey tiles. Any other number gives one row per output
     filter with its kernels for the input channels side by side. 1 x 1 kernels, and linear layers, give a
     matrix in diverging colours. Where not all fits, the first ones are shown and a line under the title says
-    so.
+    so; another one counts filters with weights that are NaN or infinite, which are hatched.
 
     Args:
         weight: (K, C, h, w), or (K, C).
@@ -115,36 +116,39 @@ def filter_grid(
     if matrix or (change and channels != 3):
         bar = ColorBar("diverging", -bound, bound, "change" if change else "weight")
 
+    whole = np.isfinite(values)
+    broken = int((~whole.all(axis=(1, 2, 3))).sum())
+
     def page(note: str) -> Page:
         # After a full sentence follows another one.
         link = " " if subtitle.rstrip().endswith((".", "!", "?")) else " · "
         return Page(title, link.join(text for text in (subtitle, note) if text), bar, max_size)
 
     # A note can cost a line, so that room is measured with one.
-    draft = page(_note(1000, 2000, 1000, 2000))
+    draft = page(_note(1000, 2000, 1000, 2000, broken))
     if matrix:
         rows, columns = _matrix_part(draft, filters, channels, max_filters, max_inputs)
-        body = _matrix(draft, values[:rows, :columns, 0, 0], bound)
+        body = _matrix(draft, np.where(whole, values, np.nan)[:rows, :columns, 0, 0], bound)
     elif channels in (1, 3):
         tiles = _stretched(values, stretch)
         colors = np.repeat(tiles, 3, axis=1) if channels == 1 else tiles
         pixels = np.ascontiguousarray(colors.transpose(0, 2, 3, 1))
         if change and channels == 1:
-            pixels = colorize(values[:, 0], cmap="diverging", low=-bound, high=bound)
-        pixels[~np.isfinite(values).all(axis=1)] = hatch(1, 1)[0, 0]
+            pixels = colorize(np.where(whole, values, 0.0)[:, 0], cmap="diverging", low=-bound, high=bound)
         rows, columns = min(filters, max_filters or filters), channels
-        body, rows = _grid(draft, pixels[:rows], numbers)
+        # Between grey tiles white would look like a weight.
+        paper = PAPER if channels == 3 else _BETWEEN
+        body, rows = _grid(draft, pixels[:rows], whole.all(axis=1), numbers, paper)
     else:
         columns = min(channels, max_inputs or _MOST_INPUTS)
         rows = min(filters, max_filters or filters, _most_rows(draft, columns))
         values = values[:rows]
         if change:
-            cells = colorize(values, cmap="diverging", low=-bound, high=bound)
+            cells = colorize(np.where(whole[:rows], values, 0.0), cmap="diverging", low=-bound, high=bound)
         else:
             cells = np.repeat(_stretched(values, stretch)[..., None], 3, axis=-1)
-        cells[~np.isfinite(values)] = hatch(1, 1)[0, 0]
-        body, rows, columns = _rows(draft, cells[:, :columns])
-    return page(_note(rows, filters, columns, channels)).finish(body)
+        body, rows, columns = _rows(draft, cells[:, :columns], whole)
+    return page(_note(rows, filters, columns, channels, broken)).finish(body)
 
 
 def _checked(weight: Any) -> NDArray[np.float64]:
@@ -156,13 +160,17 @@ def _checked(weight: Any) -> NDArray[np.float64]:
     return values
 
 
-def _note(rows: int, filters: int, columns: int, channels: int) -> str:
+def _note(rows: int, filters: int, columns: int, channels: int, broken: int) -> str:
     parts = []
     if rows < filters:
         parts.append(f"{rows} of {filters} filters")
     if columns < channels:
         parts.append(f"{columns} of {channels} inputs")
-    return f"Shown: the first {' × '.join(parts)}." if parts else ""
+    notes = [f"Shown: the first {' × '.join(parts)}."] if parts else []
+    if broken:
+        which = f"{broken} of {filters} filters {'holds' if broken == 1 else 'hold'}"
+        notes.append(f"{which} NaN or infinite weights (hatched).")
+    return " ".join(notes)
 
 
 def _separator(tile: int) -> int:
@@ -174,7 +182,18 @@ def _largest_factor(fits: Callable[[int], bool], most: int) -> int:
     return next((factor for factor in range(max(1, most), 0, -1) if fits(factor)), 0)
 
 
-def _grid(page: Page, pixels: NDArray[np.uint8], numbers: bool) -> tuple[Image.Image, int]:
+def _enlarged(pixels: NDArray[np.uint8], whole: NDArray[np.bool_], factor: int) -> NDArray[np.uint8]:
+    """One tile in squares; weights that are no numbers are hatched."""
+    large = pixels.repeat(factor, axis=0).repeat(factor, axis=1)
+    if not whole.all():
+        missing = ~whole.repeat(factor, axis=0).repeat(factor, axis=1)
+        large[missing] = hatch(*missing.shape)[missing]
+    return large
+
+
+def _grid(
+    page: Page, pixels: NDArray[np.uint8], whole: NDArray[np.bool_], numbers: bool, paper: Color
+) -> tuple[Image.Image, int]:
     """Tiles (n, h, w, 3) on a grid, as large as the room allows; returns the picture and their number."""
     count, height, width = pixels.shape[:3]
     px, (room_width, room_height) = page.px, page.room
@@ -200,19 +219,21 @@ def _grid(page: Page, pixels: NDArray[np.uint8], numbers: bool) -> tuple[Image.I
     fitting = [c for c in range(1, max(1, across(factor)) + 1) if -(-count // c) <= max(1, down(factor))]
     columns = min(fitting or [1], key=lambda c: _shape_cost(c * pitch_x, -(-count // c) * pitch_y, count, c))
     rows = -(-count // columns)
-    canvas = Canvas(columns * pitch_x - gap, rows * pitch_y - gap)
-    large = pixels[:count].repeat(factor, axis=1).repeat(factor, axis=2)
-    for i, tile in enumerate(large):
-        x, y = (i % columns) * pitch_x, (i // columns) * pitch_y
+    edge = 0 if paper == PAPER else gap
+    canvas = Canvas(columns * pitch_x - gap + 2 * edge, rows * pitch_y - gap + 2 * edge)
+    for i in range(count):
+        x, y = (i % columns) * pitch_x + edge, (i // columns) * pitch_y + edge
+        if edge:
+            canvas.fill(x - gap, y + label - gap, pitch_x + gap, height * factor + 2 * gap, paper)
         if numbers and width * factor >= px(26):
             canvas.text(x, y + label - px(5), str(i), px(SMALL), color=MUTED, width=width * factor + gap)
-        canvas.paste(tile, x, y + label)
+        canvas.paste(_enlarged(pixels[i], whole[i], factor), x, y + label)
     return canvas.image, count
 
 
 def _shape_cost(width: float, height: float, count: int, columns: int) -> float:
     empty = (-count) % columns / columns
-    return abs(float(np.log(width / height / 1.5))) + 0.4 * empty
+    return abs(float(np.log(width / height / 1.5))) + 0.8 * empty
 
 
 def _most_rows(page: Page, columns: int) -> int:
@@ -222,7 +243,7 @@ def _most_rows(page: Page, columns: int) -> int:
     return blocks * max(1, height // page.px(_ROW_GAP))
 
 
-def _rows(page: Page, cells: NDArray[np.uint8]) -> tuple[Image.Image, int, int]:
+def _rows(page: Page, cells: NDArray[np.uint8], whole: NDArray[np.bool_]) -> tuple[Image.Image, int, int]:
     """One row of kernels per output filter; cells (n, c, h, w, 3). Returns the picture, rows and inputs."""
     filters, channels, height, width = cells.shape[:4]
     px, (room_width, room_height) = page.px, page.room
@@ -248,17 +269,17 @@ def _rows(page: Page, cells: NDArray[np.uint8]) -> tuple[Image.Image, int, int]:
     pitch = width * factor + gap
     block_width = label + channels * pitch - gap
     row_height = height * factor + row_gap
-    canvas = Canvas(blocks * (block_width + block_gap) - block_gap, heading + deep * row_height - row_gap)
+    canvas = Canvas(blocks * (block_width + block_gap) - block_gap + gap, heading + deep * row_height - row_gap + gap)
     for block in range(blocks):
         left = block * (block_width + block_gap) + label
         canvas.text(left, px(15), "input channels →", px(SMALL), color=MUTED, width=block_width - label)
-    large = cells[:filters, :channels].repeat(factor, axis=2).repeat(factor, axis=3)
-    for i, kernels in enumerate(large):
+    for i, kernels in enumerate(cells[:filters]):
         left, top = (i // deep) * (block_width + block_gap), heading + (i % deep) * row_height
         middle = top + height * factor / 2 + px(6)
         canvas.text(left + label - px(10), middle, str(i), px(SMALL), color=MUTED, align="right")
-        for j, kernel in enumerate(kernels):
-            canvas.paste(kernel, left + label + j * pitch, top)
+        canvas.fill(left + label - gap, top - gap, channels * pitch + gap, height * factor + 2 * gap, _BETWEEN)
+        for j in range(channels):
+            canvas.paste(_enlarged(kernels[j], whole[i, j], factor), left + label + j * pitch, top)
     return canvas.image, filters, channels
 
 
@@ -266,31 +287,31 @@ def _matrix_part(
     page: Page, filters: int, channels: int, max_filters: int | None, max_inputs: int | None
 ) -> tuple[int, int]:
     # Below three pixels a weight can't be seen.
-    width, height = page.room[0] - page.px(34), page.room[1] - page.px(28)
-    rows = min(filters, max_filters or filters, height // 3)
-    return rows, min(channels, max_inputs or channels, width // 3)
+    width, height = page.room[0] // 3, (page.room[1] - page.px(28)) // 3
+    filters, channels = min(filters, max_filters or filters), min(channels, max_inputs or channels)
+    across = _filters_across(filters, channels)
+    return min(filters, width if across else height), min(channels, height if across else width)
+
+
+def _filters_across(filters: int, channels: int) -> bool:
+    """Pages are wide, and so are matrices drawn."""
+    return filters > channels
 
 
 def _matrix(page: Page, values: NDArray[np.float64], bound: float) -> Image.Image:
-    """A heat map, output filters downwards."""
+    """A heat map of weights (filters, channels)."""
     px, (room_width, room_height) = page.px, page.room
-    left, top = px(34), px(28)
-    factor = min((room_width - left) // values.shape[1], (room_height - top) // values.shape[0], px(40))
-    colors = colorize(values, cmap="diverging", low=-bound, high=bound)
-    large = colors.repeat(max(1, factor), axis=0).repeat(max(1, factor), axis=1)
-    canvas = Canvas(left + large.shape[1], top + large.shape[0])
-    canvas.text(left, px(15), "input channels →", px(SMALL), color=MUTED, width=large.shape[1])
-    canvas.paste(large, left, top)
-    canvas.frame(left - 1, top - 1, large.shape[1] + 2, large.shape[0] + 2, RULE)
-    side = Canvas(large.shape[0], px(24))
-    side.text(
-        large.shape[0],
-        px(15),
-        "← output filters",
-        px(SMALL),
-        color=MUTED,
-        width=large.shape[0],
-        align="right",
+    names = ("output filters", "input channels")
+    if _filters_across(*values.shape):
+        values, names = values.T, names[::-1]
+    top = px(28)
+    factor = max(1, min(room_width // values.shape[1], (room_height - top) // values.shape[0], px(60)))
+    large = _enlarged(
+        colorize(np.nan_to_num(values), cmap="diverging", low=-bound, high=bound), np.isfinite(values), factor
     )
-    canvas.paste(side.image.transpose(Image.Transpose.ROTATE_90), 0, top)
+    heading = f"→ {names[1]}   ↓ {names[0]}"
+    canvas = Canvas(max(large.shape[1], int(measure(heading, px(SMALL))) + 2), top + large.shape[0])
+    canvas.text(0, px(15), heading, px(SMALL), color=MUTED)
+    canvas.paste(large, 0, top)
+    canvas.frame(0, top, large.shape[1], large.shape[0], RULE)
     return canvas.image

@@ -88,13 +88,8 @@ class ImageClassifier(LightningModule):
         self.lr_scheduler = lr_scheduler
         self.lr_interval = lr_interval
         self.label_smoothing = label_smoothing
-        # Sums in bfloat16, as a whole module of that precision would keep them, stop growing.
         self.means = nn.ModuleDict(
-            {
-                f"{stage}_{name}": MeanMetric().set_dtype(torch.float32)
-                for stage in ("val", "test")
-                for name in ("loss", *_TOP)
-            }
+            {f"{stage}_{name}": MeanMetric() for stage in ("val", "test") for name in ("loss", *_TOP)}
         )
         self._head_is_new = loaded.new_head
         self._data_classes: int | None = None
@@ -136,6 +131,13 @@ class ImageClassifier(LightningModule):
             loss = loss + _AUX_WEIGHT * self._loss(other, labels)
         self.log("train_loss", loss, prog_bar=True, batch_size=len(images))
         return loss
+
+    def on_validation_start(self) -> None:
+        # Sums in bfloat16, to which a whole module of that precision is brought, stop growing.
+        for mean in self.means.values():
+            mean.set_dtype(torch.float32)
+
+    on_test_start = on_validation_start
 
     def validation_step(self, batch: Any, batch_index: int, dataloader_index: int = 0) -> None:
         self._evaluate(batch, "val")
