@@ -21,7 +21,9 @@ _LEAST_TILE = 10
 _LEAST_KERNEL = 26
 _MOST_INPUTS = 32
 _ROW_GAP = 9
-_BETWEEN: Color = (176, 203, 232)
+# Between tiles: no weight looks like that.
+_BESIDE_GREY: Color = (176, 203, 232)
+_BESIDE_CHANGE: Color = (150, 154, 160)
 
 
 def filter_tiles(weight: Any, *, scale: str = "each") -> NDArray[np.uint8]:
@@ -112,6 +114,7 @@ def filter_grid(
     stretch = bound if change or scale == "shared" else None
     filters, channels, height, width = values.shape
     matrix = height == width == 1
+    between = _BESIDE_CHANGE if change else _BESIDE_GREY
     bar = None
     if matrix or (change and channels != 3):
         bar = ColorBar("diverging", -bound, bound, "change" if change else "weight")
@@ -136,9 +139,7 @@ def filter_grid(
         if change and channels == 1:
             pixels = colorize(np.where(whole, values, 0.0)[:, 0], cmap="diverging", low=-bound, high=bound)
         rows, columns = min(filters, max_filters or filters), channels
-        # Between grey tiles white would look like a weight.
-        paper = PAPER if channels == 3 else _BETWEEN
-        body, rows = _grid(draft, pixels[:rows], whole.all(axis=1), numbers, paper)
+        body, rows = _grid(draft, pixels[:rows], whole.all(axis=1), numbers, PAPER if channels == 3 else between)
     else:
         columns = min(channels, max_inputs or _MOST_INPUTS)
         rows = min(filters, max_filters or filters, _most_rows(draft, columns))
@@ -147,7 +148,7 @@ def filter_grid(
             cells = colorize(np.where(whole[:rows], values, 0.0), cmap="diverging", low=-bound, high=bound)
         else:
             cells = np.repeat(_stretched(values, stretch)[..., None], 3, axis=-1)
-        body, rows, columns = _rows(draft, cells[:, :columns], whole)
+        body, rows, columns = _rows(draft, cells[:, :columns], whole, between)
     return page(_note(rows, filters, columns, channels, broken)).finish(body)
 
 
@@ -187,7 +188,8 @@ def _enlarged(pixels: NDArray[np.uint8], whole: NDArray[np.bool_], factor: int) 
     large = pixels.repeat(factor, axis=0).repeat(factor, axis=1)
     if not whole.all():
         missing = ~whole.repeat(factor, axis=0).repeat(factor, axis=1)
-        large[missing] = hatch(*missing.shape)[missing]
+        height, width = missing.shape
+        large[missing] = hatch(max(height, 32), max(width, 32))[:height, :width][missing]
     return large
 
 
@@ -243,7 +245,7 @@ def _most_rows(page: Page, columns: int) -> int:
     return blocks * max(1, height // page.px(_ROW_GAP))
 
 
-def _rows(page: Page, cells: NDArray[np.uint8], whole: NDArray[np.bool_]) -> tuple[Image.Image, int, int]:
+def _rows(page: Page, cells: NDArray[np.uint8], whole: NDArray[np.bool_], paper: Color) -> tuple[Image.Image, int, int]:
     """One row of kernels per output filter; cells (n, c, h, w, 3). Returns the picture, rows and inputs."""
     filters, channels, height, width = cells.shape[:4]
     px, (room_width, room_height) = page.px, page.room
@@ -277,7 +279,7 @@ def _rows(page: Page, cells: NDArray[np.uint8], whole: NDArray[np.bool_]) -> tup
         left, top = (i // deep) * (block_width + block_gap), heading + (i % deep) * row_height
         middle = top + height * factor / 2 + px(6)
         canvas.text(left + label - px(10), middle, str(i), px(SMALL), color=MUTED, align="right")
-        canvas.fill(left + label - gap, top - gap, channels * pitch + gap, height * factor + 2 * gap, _BETWEEN)
+        canvas.fill(left + label - gap, top - gap, channels * pitch + gap, height * factor + 2 * gap, paper)
         for j in range(channels):
             canvas.paste(_enlarged(kernels[j], whole[i, j], factor), left + label + j * pitch, top)
     return canvas.image, filters, channels

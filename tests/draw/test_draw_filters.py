@@ -96,3 +96,34 @@ def test_not_finite_weights_are_drawn() -> None:
         weight[0, 0], weight[1, 0], weight[2] = float("nan"), float("inf"), float("nan")
         for previous in (None, torch.zeros(shape)):
             assert draw.filter_grid(weight, previous=previous).dtype == np.uint8
+
+
+@pytest.mark.parametrize("shape", [(32, 1, 5, 5), (32, 2, 5, 5), (32, 16, 3, 3)])
+def test_white_weights_are_told_from_the_gaps_between_tiles(shape: tuple[int, ...]) -> None:
+    weight = torch.randn(shape)
+    page = draw.filter_grid(weight)
+    rows, columns = np.nonzero((page == (176, 203, 232)).all(-1))
+    inner = page[rows.min() : rows.max(), columns.min() : columns.max()]
+    # Inside the frame of a tile there is nothing but weights and gaps.
+    line = inner[5 if shape[1] == 1 else 12]
+    grey = np.ptp(line.astype(int), axis=-1) == 0
+    assert ((line == (176, 203, 232)).all(-1) | grey).mean() > 0.99
+    change = draw.filter_grid(weight, previous=torch.zeros(shape))
+    assert (change == (150, 154, 160)).all(-1).mean() > 0.005
+
+
+@pytest.mark.parametrize("shape", [(8, 3, 5, 5), (8, 1, 5, 5), (8, 16, 3, 3), (8, 16, 1, 1)])
+def test_weights_that_are_no_numbers_are_hatched_and_counted(shape: tuple[int, ...]) -> None:
+    weight = torch.randn(shape)
+    whole = draw.filter_grid(weight, title="Filters")
+    weight[3], weight[5, 0, 0, 0] = float("nan"), float("inf")
+    page = draw.filter_grid(weight, title="Filters")
+    for color in ((226, 228, 231), (206, 209, 213)):
+        assert (page == color).all(-1).sum() > 20 > (whole == color).all(-1).sum()
+    assert page.shape[0] > whole.shape[0], "there is no note"
+
+
+@pytest.mark.parametrize("shape", [(64, 3, 1, 1), (3, 64, 1, 1), (1, 1, 1, 1)])
+def test_matrices_lie_across_the_page(shape: tuple[int, ...]) -> None:
+    page = draw.filter_grid(torch.randn(shape))
+    assert page.shape[1] >= page.shape[0]
