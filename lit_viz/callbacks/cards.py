@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from lit_viz import draw
 from lit_viz.callbacks.base import Look
+from lit_viz.draw.images import resized
+from lit_viz.errors import UsageError
+
+Limits = tuple[float, float] | Sequence[tuple[float, float]] | Literal["each", "shared"] | None
 
 
 def attribution_sheet(
@@ -19,7 +26,7 @@ def attribution_sheet(
     title: str,
     subtitle: str,
     colorbar: draw.ColorBar,
-    limits: tuple[float, float] | Literal["each"] | None = None,
+    limits: Limits = None,
     method: str = "bicubic",
     measure: str = "",
 ) -> np.ndarray:
@@ -32,40 +39,82 @@ def attribution_sheet(
         title: Of the picture; epoch and step are added.
         subtitle: How to read it.
         colorbar: Colours of the maps.
-        limits: Lowest and highest value of the colours, the same at every step; "each" for each map's own range; None
-            for zero to the value that one pixel in a hundred of a map exceeds: a few extreme gradients would leave
-            the rest in the dark.
+        limits: Lowest and highest value of the colours, the same for all maps, or one such pair for each map.
+            "each" for each map's own range. "shared" for zero to the value that one pixel in a hundred of all maps
+            exceeds, which the colour bar then says at its ends. None for zero to the value that one pixel in a hundred
+            of the map itself exceeds: a few extreme gradients would leave the rest in the dark. Ranges are those of the
+            maps as they are shown: where images are larger than their place, averaging takes off the peaks.
         method: How maps are enlarged, "nearest" for cells.
         measure: Name of the largest value, to be given in captions.
     """
     images = draw.to_uint8(look.pixels.to_color(look.images))
-    cards = []
-    for image, heat, (caption, detail, correct) in zip(
-        images, maps.float().cpu().numpy(), look.captions(), strict=True
-    ):
-        broken = not np.isfinite(heat).any()
-        peak = 0.0 if broken else float(np.nanmax(heat))
-        if broken or isinstance(limits, tuple):
-            low, high = limits if isinstance(limits, tuple) else (0.0, 1.0)
-        elif limits == "each":
-            low, high = float(np.nanmin(heat)), peak
-        else:
-            low, high = 0.0, float(np.nanpercentile(heat, 99)) or peak
-        shown = draw.resize_map(heat, *image.shape[:2], method=method)
-        flat = draw.colorize(shown, cmap=colorbar.cmap, low=low, high=high)
-        over = image if broken else draw.overlay(image, heat, cmap=colorbar.cmap, low=low, high=high, method=method)
-        notes = [detail] if detail else []
-        if broken:
-            notes.append("the map is NaN")
-        elif measure:
-            notes.append(f"{measure} {peak:.2g}" + (" (no gradient)" if peak == 0 else ""))
-        elif limits == "each":
-            notes.append(f"{low:.2g} to {high:.2g}")
-        cards.append(draw.Card([image, flat, over], caption, " · ".join(notes), correct))
-    return draw.sheet(
-        cards,
-        columns=("image", name, "overlay"),
-        title=f"{title} · {look.when}",
+    heats = [np.where(np.isfinite(heat), heat, np.nan) for heat in maps.double().cpu().numpy()]
+    captions = look.captions()
+    columns, title = ("image", name, "overlay"), f"{title} · {look.when}"
+
+    def cards(
+        pictures: Sequence[Sequence[NDArray[np.uint8]]], ranges: Sequence[tuple[float, float]]
+    ) -> list[draw.Card]:
+        notes = [_note(heat, *r, measure, limits == "each") for heat, r in zip(heats, ranges, strict=True)]
+        return [
+            draw.Card(row, caption, " · ".join(text for text in (detail, note) if text), correct)
+            for row, (caption, detail, correct), note in zip(pictures, captions, notes, strict=True)
+        ]
+
+    sizes = draw.tile_sizes(
+        cards([[image] * 3 for image in images], [(0.0, 1.0)] * len(images)),
+        columns=columns,
+        title=title,
         subtitle=subtitle,
         colorbar=colorbar,
     )
+    shown = []
+    for image, heat, (height, width) in zip(images, heats, sizes, strict=True):
+        size = (height, width) if height < image.shape[0] else image.shape[:2]
+        shown.append(draw.resize_map(heat, *size, method=method))
+    ranges = _ranges(shown, limits)
+    if limits == "shared":
+        colorbar = replace(colorbar, low=ranges[0][0], high=ranges[0][1])
+    pictures = []
+    for image, heat, (low, high) in zip(images, shown, ranges, strict=True):
+        flat = draw.colorize(heat, cmap=colorbar.cmap, low=low, high=high)
+        over = np.asarray(resized(image, *heat.shape))
+        if np.isfinite(heat).any():
+            over = draw.overlay(over, heat, cmap=colorbar.cmap, low=low, high=high)
+        pictures.append([image, flat, over])
+    return draw.sheet(cards(pictures, ranges), columns=columns, title=title, subtitle=subtitle, colorbar=colorbar)
+
+
+def _ranges(maps: Sequence[NDArray[np.float64]], limits: Limits) -> list[tuple[float, float]]:
+    """Lowest and highest value of the colours of each map."""
+    finite = [heat[np.isfinite(heat)] for heat in maps]
+    if limits == "each":
+        return [(float(v.min()), float(v.max())) if v.size else (0.0, 1.0) for v in finite]
+    if limits == "shared":
+        return [(0.0, _bright(np.concatenate(finite)))] * len(maps)
+    if limits is None:
+        return [(0.0, _bright(v)) for v in finite]
+    pairs = np.asarray(limits, dtype=float)
+    if pairs.shape not in ((2,), (len(maps), 2)):
+        raise UsageError(f"limits must be one pair (low, high) or one for each of the {len(maps)} maps.")
+    pairs = np.where(np.isfinite(pairs).all(axis=-1, keepdims=True), pairs, [0.0, 1.0])
+    return [(float(low), float(high)) for low, high in np.broadcast_to(pairs, (len(maps), 2))]
+
+
+def _bright(values: NDArray[np.float64]) -> float:
+    """What one value in a hundred exceeds; the largest one if that is nothing."""
+    if not values.size:
+        return 1.0
+    return max(0.0, float(np.percentile(values, 99))) or max(0.0, float(values.max()))
+
+
+def _note(heat: NDArray[np.float64], low: float, high: float, measure: str, ranged: bool) -> str:
+    """What a caption says about a map."""
+    finite = heat[np.isfinite(heat)]
+    if not finite.size:
+        return "the map is NaN or infinite"
+    holes = "" if finite.size == heat.size else f"{1 - finite.size / heat.size:.0%} NaN or infinite"
+    note = f"{low:.2g} to {high:.2g}" if ranged else ""
+    if measure:
+        note = f"{measure} {finite.max():.2g}" + (" (no gradient)" if finite.max() == 0 else "")
+    return " · ".join(text for text in (holes, note) if text)

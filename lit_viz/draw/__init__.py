@@ -12,7 +12,7 @@ from lit_viz.draw.filters import filter_grid, filter_tiles
 from lit_viz.draw.images import overlay, resize_map, to_uint8
 from lit_viz.draw.patches import PatchRow, patch_sheet
 from lit_viz.draw.scatter import Panel, scatter, scatter_panels
-from lit_viz.draw.sheet import Card, sheet
+from lit_viz.draw.sheet import Card, sheet, tile_sizes
 from lit_viz.draw.thumbnails import assign_to_grid, thumbnail_grid, thumbnail_map
 
 __all__ = [
@@ -36,5 +36,6 @@ __all__ = [
     "sheet",
     "thumbnail_grid",
     "thumbnail_map",
+    "tile_sizes",
     "to_uint8",
 ]

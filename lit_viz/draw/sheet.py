@@ -90,25 +90,10 @@ def sheet(
         (H, W, 3). Pictures up to 40 px are enlarged by whole factors, larger ones resized smoothly; aspect
         ratios are kept.
     """
-    if not cards:
-        raise UsageError("A sheet needs at least one card.")
-    pictures = [[as_rgb(image) for image in card.images] for card in cards]
-    across = max(len(row) for row in pictures)
-    if not across or not all(pictures):
-        raise UsageError("Every card needs at least one image.")
-    if columns and len(columns) < across:
-        raise UsageError(f"The sheet has {len(columns)} column headings, but a card with {across} images.")
-    across = max(across, len(columns))
-
     page = Page(title, subtitle, colorbar, max_size)
-    px = page.px
-    heading = px(26) if any(columns) else 0
-    # The largest picture of a card sets how it is shown; the others, often coarser maps, follow.
-    shapes = [max((p.shape[:2] for p in row), key=lambda s: s[0] * s[1]) for row in pictures]
-    plan = _plan(page, cards, shapes, across, columns, heading)
-
-    sizes = [fitted_size(*shape, plan.tile_height, plan.tile_width) for shape in shapes]
-    offsets = _offsets(page, columns, across, plan.tile_width)
+    pictures, plan, sizes = _laid_out(page, cards, columns)
+    px, heading = page.px, _heading(page, columns)
+    offsets = _offsets(page, columns, max(len(columns), *map(len, pictures)), plan.tile_width)
     if plan.text_width:
         text_left, text_width = offsets[-1] + px(6), plan.text_width - px(14)
     else:
@@ -134,6 +119,44 @@ def sheet(
             canvas.paste(resized(pixels, *_shown(pixels, sizes[i], plan)), x, top)
         _caption(canvas, page, card, texts[i], left + text_left, top if plan.text_width else top + tile + px(8))
     return page.finish(canvas.image)
+
+
+def tile_sizes(
+    cards: Sequence[Card],
+    *,
+    columns: Sequence[str] = (),
+    title: str = "",
+    subtitle: str = "",
+    colorbar: ColorBar | None = None,
+    max_size: int = 1000,
+) -> list[tuple[int, int]]:
+    """The (height, width) at which `sheet` will show the pictures of each card, from the same arguments.
+
+    Only the shapes of the pictures matter. For maps that are to be coloured as they will be shown.
+    """
+    return _laid_out(Page(title, subtitle, colorbar, max_size), cards, columns)[2]
+
+
+def _heading(page: Page, columns: Sequence[str]) -> int:
+    return page.px(26) if any(columns) else 0
+
+
+def _laid_out(
+    page: Page, cards: Sequence[Card], columns: Sequence[str]
+) -> tuple[list[list[NDArray[np.uint8]]], _Plan, list[tuple[int, int]]]:
+    """The checked pictures, how cards lie, and the sizes of pictures in each card."""
+    if not cards:
+        raise UsageError("A sheet needs at least one card.")
+    pictures = [[as_rgb(image) for image in card.images] for card in cards]
+    across = max(len(row) for row in pictures)
+    if not across or not all(pictures):
+        raise UsageError("Every card needs at least one image.")
+    if columns and len(columns) < across:
+        raise UsageError(f"The sheet has {len(columns)} column headings, but a card with {across} images.")
+    # The largest picture of a card sets how it is shown; the others, often coarser maps, follow.
+    shapes = [max((p.shape[:2] for p in row), key=lambda s: s[0] * s[1]) for row in pictures]
+    plan = _plan(page, cards, shapes, max(across, len(columns)), columns, _heading(page, columns))
+    return pictures, plan, [fitted_size(*shape, plan.tile_height, plan.tile_width) for shape in shapes]
 
 
 def _plan(
