@@ -14,6 +14,8 @@ _CELL = 5
 _JOINED = 24  # points closer than this are one cluster
 _REACH = 150
 _LEADER = 15
+# A class that is not a quarter of what lies at its densest place is not named, unless it has few points.
+_SCATTERED, _FEW = 0.25, 5
 # What places cost, in px of distance from the cluster that a name belongs to.
 _HIDDEN, _BESIDE, _FROM_MIDDLE, _TOO_BAD = 24.0, 2.0, 0.12, 240.0
 
@@ -60,7 +62,7 @@ def place_names(
         unit: px of this page to one px of a page of 1000 px.
 
     Returns:
-        One place for each name; None where there are only bad ones.
+        One place for each name; None where there are only bad ones, or where the class is scattered among others.
     """
     cell = max(2, round(_CELL * unit))
     shape = -(-height // cell), -(-width // cell)
@@ -68,6 +70,7 @@ def place_names(
     load = 0.5 * _counts(rest, shape, cell)
     for counts, points in zip(own, members, strict=True):
         load += counts * max(1.0, 8 / max(1, len(points)))
+    crowd = ndimage.gaussian_filter(sum(own, _counts(rest, shape, cell)), _JOINED * unit / cell, mode="constant")
     taken = np.zeros(shape)
     y, x = (np.arange(n) * cell + cell / 2 for n in shape)
     out: list[Place | None] = [None] * len(sizes)
@@ -75,7 +78,9 @@ def place_names(
         half_width, half_height = sizes[i][0] / 2, sizes[i][1] / 2
         if not len(members[i]) or 2 * half_width + 4 > width or 2 * half_height + 4 > height:
             continue
-        cluster, (middle_y, middle_x) = _largest_cluster(own[i], _JOINED * unit / cell)
+        cluster, (middle_y, middle_x), density = _largest_cluster(own[i], _JOINED * unit / cell)
+        if len(members[i]) > _FEW and density < _SCATTERED * crowd[middle_y, middle_x]:
+            continue
 
         def boxes(grid: NDArray[np.float64], more: float, w: float = half_width, h: float = half_height) -> NDArray:
             return _box_sums(grid, int(np.ceil((h + more) / cell)), int(np.ceil((w + more) / cell)))
@@ -123,12 +128,13 @@ def _box_sums(grid: NDArray[np.float64], rows: int, columns: int) -> NDArray[np.
     return np.maximum(0.0, table[h:, w:] - table[:-h, w:] - table[h:, :-w] + table[:-h, :-w])
 
 
-def _largest_cluster(counts: NDArray[np.float64], reach: float) -> tuple[NDArray[np.bool_], tuple[int, int]]:
-    """The cells of the cluster around the densest place, and that place."""
+def _largest_cluster(counts: NDArray[np.float64], reach: float) -> tuple[NDArray[np.bool_], tuple[int, int], float]:
+    """The cells of the cluster around the densest place, that place, and how dense it is."""
     density = ndimage.gaussian_filter(counts, reach, mode="constant")
     joined, _ = ndimage.label(_box_sums(counts, int(reach // 2), int(reach // 2)) > 0.5)
     row, column = np.unravel_index(np.argmax(np.where(joined > 0, density, -1.0)), counts.shape)
-    return (joined == joined[row, column]) & (counts > 0), (int(row), int(column))
+    cluster = (joined == joined[row, column]) & (counts > 0)
+    return cluster, (int(row), int(column)), float(density[row, column])
 
 
 def _leader(box: Box, points: NDArray[np.float64], radius: float, least: float) -> Box | None:

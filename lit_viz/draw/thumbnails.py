@@ -89,7 +89,7 @@ def _arranged(
 
     def attempt(side: int) -> tuple[NDArray[np.float64], NDArray[np.float64], tuple[int, int], int]:
         tile = fitted_size(*shape[:2], px(side), px(side))
-        edge = px(min(_BORDER, max(1.5, side / 18))) if bordered else 0
+        edge = _border(page, px(side)) if bordered else 0
         gap = 2 * edge + (px(1) if bordered else px(2))
         where = placed(places, width, height, max(tile) // 2 + px(8))
         return where, spread_out(where, width, height, (tile[0] + gap, tile[1] + gap), _REACH), tile, edge
@@ -104,6 +104,11 @@ def _arranged(
         else:
             low = middle + 1
     return attempt(_SIDES[low])
+
+
+def _border(page: Page, side: float) -> int:
+    """Thinner around small thumbnails."""
+    return int(np.clip(side / 18, page.px(1.5), page.px(_BORDER)))
 
 
 def spread_out(
@@ -148,7 +153,7 @@ def thumbnail_grid(
     subtitle: str = "",
     max_size: int = 1000,
 ) -> NDArray[np.uint8]:
-    """Thumbnails moved onto a grid, about square, as near to their places in the plane as possible in total.
+    """Thumbnails moved onto a grid that fills the page, as near to their places in the plane as possible in total.
 
     Args:
         points: (n, 2); points that aren't finite are left out.
@@ -171,14 +176,14 @@ def thumbnail_grid(
     px, (width, height) = page.px, page.room
     legend = legend_picture(page, key, width, most_lines=2)
     below = legend.height + px(16) if legend else 0
-    columns = int(np.clip(np.ceil(np.sqrt(len(places))), 1, max_cells))
+    columns = int(np.clip(np.ceil(np.sqrt(len(places) * width / (height - below))), 1, max_cells))
     rows = int(np.clip(-(-len(places) // columns), 1, max_cells))
     chosen = np.round(np.linspace(0, len(places) - 1, min(len(places), rows * columns))).astype(int)
-    gap = px(2) + (2 * px(_BORDER) if key else 0)
+    inset = _border(page, min(width / columns, (height - below) / rows)) if key else 0
+    gap = 2 * inset + px(1 if key else 2)
     side = max(2, min(px(160), (width + gap) // columns - gap, (height - below + gap) // rows - gap))
     tile = fitted_size(*pictures.shape[1:3], side, side) if len(places) else (side, side)
     pitch = tile[0] + gap, tile[1] + gap
-    inset = px(_BORDER) if key else 0
     grid = columns * pitch[1] - gap + 2 * inset, rows * pitch[0] - gap + 2 * inset
     canvas = Canvas(max(grid[0], width if legend else 0), grid[1] + below)
     if len(chosen):

@@ -82,8 +82,8 @@ def test_a_name_never_hides_the_only_point_of_its_class() -> None:
     assert has(page, draw.CVD_SAFE_10[6])
 
 
-@pytest.mark.parametrize(("spread", "hidden"), [(9.0, 0), (3.0, 12), (0.0, 30)])
-def test_names_hide_few_points_and_not_each_other(spread: float, hidden: int) -> None:
+@pytest.mark.parametrize(("spread", "named", "hidden"), [(9.0, 9, 0), (3.0, 7, 12)])
+def test_names_hide_few_points_and_not_each_other(spread: float, named: int, hidden: int) -> None:
     rng = np.random.default_rng(2)
     labels = rng.integers(0, 10, 1000)
     points = rng.uniform(-spread, spread, (10, 2))[labels] + rng.standard_normal((1000, 2))
@@ -91,12 +91,18 @@ def test_names_hide_few_points_and_not_each_other(spread: float, hidden: int) ->
     sizes = [(70.0 + 9 * i, 22.0) for i in range(10)]
     places = place_names(sizes, [where[labels == i] for i in range(10)], where[:0], 450, 450, radius=4)
     boxes = [(p.x - w / 2, p.y - h / 2, p.x + w / 2, p.y + h / 2) for (w, h), p in zip(sizes, places, strict=True) if p]
-    assert len(boxes) >= 7
+    assert len(boxes) >= named
     covered = sum(((where > b[:2]) & (where < b[2:])).all(1).sum() for b in np.array(boxes))
     assert covered <= hidden
     for a, b in permutations(boxes, 2):
         assert a[0] >= b[2] or b[0] >= a[2] or a[1] >= b[3] or b[1] >= a[3]
     assert np.min(boxes) >= 0 and np.max(boxes) <= 450
+
+
+def test_classes_that_lie_all_over_the_place_are_left_to_the_legend() -> None:
+    where = np.random.default_rng(2).normal(200, 50, (1000, 2))
+    members = [where[i::10] for i in range(10)]
+    assert place_names([(60, 20)] * 10, members, where[:0], 400, 400, radius=4) == [None] * 10
 
 
 def test_names_lie_at_the_largest_cluster_and_have_leaders_when_away() -> None:

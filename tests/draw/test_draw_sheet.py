@@ -270,6 +270,7 @@ def test_patch_sheet_refuses_what_does_not_match() -> None:
         draw.patch_sheet([])
 
 
+@pytest.mark.filterwarnings("ignore:No font on this machine")
 @pytest.mark.parametrize("text", ["", "short", LONG, "Wwwwwwwwwwwwwwwwwwwwwwwwwwwwwww", "🦊 \ud800\n\tx"])
 @pytest.mark.parametrize("width", [0, 3, 30, 200])
 def test_text_fits_its_box(text: str, width: int) -> None:
