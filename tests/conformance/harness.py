@@ -121,8 +121,8 @@ class HookedModule(TinyModule):
 
     def forward(self, images: Tensor) -> Tensor:
         scores = super().forward(images)
-        if not self.training and not self.trainer.sanity_checking:
-            self.log("mean_score", scores.mean())
+        if not self.trainer.sanity_checking:
+            self.log("train_score" if self.trainer.training else "val_score", scores.mean())
         return scores
 
 
