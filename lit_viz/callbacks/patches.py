@@ -65,6 +65,7 @@ class MaxActivatingPatches(CollectingCallback):
         self.channels, self.k = channels, k
         self.results: dict[str, Patches] = {}
         self._fields: dict[str, ReceptiveField] = {}
+        self._kept: dict[str, Kept] = {}
         self._metric: TopK | None = None
         self._images: dict[int, Tensor] = {}
         self._pixels = PixelSpace()
@@ -79,29 +80,28 @@ class MaxActivatingPatches(CollectingCallback):
         self._size = (look.images.shape[2], look.images.shape[3])
         self._pixels = look.pixels
         self._fields = functional.receptive_field(look.model, look.images[:1], names)
-        for name, field in self._fields.items():
-            self._shown(name, field.shape[0])
-
-    def begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        assert self._probe is not None
-        self._images = {}
-        colors = self._probe.images.shape[1]
-        kept = {
+        colors = look.images.shape[1]
+        self._kept = {
             name: Kept(field.shape[0], self._shown(name, field.shape[0]), (colors, *_kept_size(field)))
             for name, field in self._fields.items()
         }
-        self._metric = TopK(kept, self.k).to(pl_module.device)
+
+    def begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._images = {}
+        self._metric = TopK(self._kept, self.k).to(pl_module.device)
 
     def taps(self) -> Sequence[Tap]:
-        metric, samples = self._metric, self.current.samples
+        metric = self._metric
         assert metric is not None
 
         def tap(name: str) -> Tap:
+            floor, shape = metric.floor(name), self._fields[name].shape
+
             def reduce(values: Tensor) -> Responses:
                 maps = as_maps(values, image_size=self._size)
-                if maps.shape[1:] != self._fields[name].shape:
-                    raise UsageError(f"its maps {tuple(maps.shape[1:])} are not those of the probe images.")
-                return functional.strongest(maps, samples, metric.floor(name), k=self.k)
+                if maps.shape[1:] != shape:
+                    raise UsageError(f"its maps {tuple(maps.shape[1:])} are not those of the probe images, {shape}.")
+                return functional.strongest(maps, self.current.samples, floor, k=self.k)
 
             return Tap(name, "output", reduce)
 
@@ -110,13 +110,17 @@ class MaxActivatingPatches(CollectingCallback):
     def update(self, batch: Batch, values: Sequence[Any]) -> None:
         assert self._metric is not None
         self._metric.update(dict(zip(self._fields, values, strict=True)))
-        # Patches are cut at the end; until then the images that still have one among the strongest are kept.
-        wanted = set(self._metric.leading().tolist())
-        self._images = {sample: image for sample, image in self._images.items() if sample in wanted}
-        fresh = {s: i for i, s in enumerate(batch.samples.tolist()) if s in wanted and s not in self._images}
-        if fresh:
-            colors = self._pixels.to_color(batch.images[list(fresh.values())])
-            self._images |= dict(zip(fresh, (colors * 255).round().to("cpu", torch.uint8), strict=True))
+        # Patches are cut at the end; until then the images that may still have one among the strongest are kept.
+        if self._metric.settled:
+            wanted = self._metric.leading()
+            leading = set(wanted.tolist())
+            self._images = {sample: image for sample, image in self._images.items() if sample in leading}
+        else:
+            wanted = self._metric.latest()
+        fresh = torch.isin(batch.samples, wanted).nonzero()[:, 0]
+        if len(fresh):
+            colors = (self._pixels.to_color(batch.images[fresh]) * 255).round().to("cpu", torch.uint8)
+            self._images |= dict(zip(batch.samples[fresh].tolist(), colors, strict=True))
 
     def end(self) -> None:
         assert self._metric is not None
