@@ -1,6 +1,6 @@
 """What looking costs: ratios of wall time with callbacks to wall time without, alternating in one process.
 
-    python benchmarks/overhead.py                 # both tables, about 15 minutes on two cores
+    python benchmarks/overhead.py                 # both tables, about twelve minutes on two cores
     python benchmarks/overhead.py --only patches  # a minute
 
 Absolute times say little on a shared machine; ratios of alternating runs do. Medians of the repeats are printed, and
@@ -25,7 +25,7 @@ from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.data import DataLoader, TensorDataset
 
-from lit_viz.callbacks import MaxActivatingPatches
+from lit_viz.callbacks import MaxActivatingPatches, VisualizationCallback
 from lit_viz.cli import LitVizCLI
 from lit_viz.layers import convolutions
 from lit_viz.modules import ImageClassifier
@@ -54,6 +54,7 @@ def quickstart(epochs: int | None, repeats: int) -> list[str]:
                 args += [] if epochs is None else [f"--trainer.max_epochs={epochs}"]
                 args += [] if looking else ["--trainer.callbacks=null"]
                 cli = LitVizCLI(args=args, run=False)
+                assert looking == any(isinstance(c, VisualizationCallback) for c in cli.trainer.callbacks)
                 started = time.perf_counter()
                 cli.trainer.fit(cli.model, cli.datamodule)
                 times[looking].append(time.perf_counter() - started)

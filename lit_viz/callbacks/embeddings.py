@@ -246,14 +246,16 @@ class Embeddings(CollectingCallback):
                 place,
                 thumbnails,
                 title=f"{kind} map · {frame.when}",
-                subtitle=read,
+                subtitle=f"{count} images at their places in the {kind} picture, moved by a few widths where they would "
+                f"hide each other. Dots: images without room.{frame.notes}",
                 **common,
             )
             out[f"{frame.layer}/grid"] = draw.thumbnail_grid(
                 place,
                 thumbnails,
                 title=f"{kind} grid · {frame.when}",
-                subtitle=read,
+                subtitle=f"Images moved onto a grid, as near to their places in the {kind} picture as can be: who lies "
+                f"beside whom counts, distances don't.{frame.notes}",
                 **common,
             )
         return out

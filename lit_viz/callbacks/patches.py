@@ -249,9 +249,12 @@ def _patches(
     seen_x = (x >= boxes[:, 1, None]) & (x < boxes[:, 3, None])
     seen = seen_y[:, :, None] & seen_x[:, None, :]
     stacked = torch.stack([images[sample] for sample in samples.tolist()])
-    patches, _ = functional.cut(stacked, torch.arange(len(stacked)), origins, window)
+    patches, inside = functional.cut(stacked, torch.arange(len(stacked)), origins, window)
     if size != window:
-        patches = F.interpolate(patches.float(), size=size, mode="area").round().to(torch.uint8)
+        # The mean of the pixels that there are, lest the edge of an image gets dark.
+        share = F.interpolate(inside[:, None].float(), size=size, mode="area")
+        reduced = F.interpolate(patches.float(), size=size, mode="area") / share.clamp(min=1e-6)
+        patches = reduced.round().clamp(0, 255).to(torch.uint8)
         seen = F.interpolate(seen[:, None].float(), size=size, mode="area")[:, 0] > 0.5
     return patches, seen
 
