@@ -21,7 +21,7 @@ IMAGES = Path(__file__).parent / "images"
 PICTURES = {
     "filters-before": ("quickstart", "filters/network.conv1", True),
     "filters": ("quickstart", "filters/network.conv1", False),
-    "occlusion": ("quickstart", "occlusion/probe", False),
+    "occlusion": ("analyze_efficientnet_lite0", "occlusion/probe", False),
     "embeddings": ("quickstart", "embeddings/network.head", False),
     "embeddings-map": ("quickstart", "embeddings/network.head/map", False),
     "patches": ("quickstart", "patches/network.conv3", False),

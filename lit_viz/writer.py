@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import math
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -15,6 +17,9 @@ from lightning.pytorch.loggers.logger import DummyLogger
 from PIL import Image
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch import Tensor
+
+FLUSH_SECONDS = 10.0
+_flushed: WeakKeyDictionary[TensorBoardLogger, float] = WeakKeyDictionary()
 
 SPRITE_LIMIT = 8192  # pixels along a side of the projector's sprite sheet; beyond it nothing is drawn
 
@@ -122,10 +127,15 @@ class Writer:
         _to_each(self.loggers, write)
 
     def flush(self) -> None:
-        """Makes what TensorBoard got visible at once."""
+        """Makes what TensorBoard got visible, if the last time was a while ago: waiting for the disk takes its time.
+
+        At the end of a run its logger does the rest.
+        """
+        now = time.monotonic()
         for logger in self.loggers:
-            if isinstance(logger, TensorBoardLogger):
+            if isinstance(logger, TensorBoardLogger) and now - _flushed.get(logger, 0.0) > FLUSH_SECONDS:
                 logger.experiment.flush()
+                _flushed[logger] = now
 
 
 def _to_each(targets: Sequence[Any], write: Callable[[Any], None]) -> None:

@@ -246,8 +246,8 @@ class Embeddings(CollectingCallback):
                 place,
                 thumbnails,
                 title=f"{kind} map · {frame.when}",
-                subtitle=f"{count} images at their places in the {kind} picture, moved by a few widths where they would "
-                f"hide each other. Dots: images without room.{frame.notes}",
+                subtitle=f"{count} images at their places in the {kind} picture, moved by a few widths where they "
+                f"would hide each other. Dots: images without room.{frame.notes}",
                 **common,
             )
             out[f"{frame.layer}/grid"] = draw.thumbnail_grid(
