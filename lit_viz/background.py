@@ -47,13 +47,27 @@ class EmbeddingWorker:
         self._waiting: deque[_Job] = deque()
         self._running: _Job | None = None
         self._number = 0
-        self._hurried = False
         self.last: np.ndarray | None = None
 
     @property
     def busy(self) -> bool:
         """Whether jobs are waiting or running."""
         return self._running is not None or bool(self._waiting)
+
+    def start(self) -> None:
+        """Starts the process, unless it runs; jobs do so too, but what it imports takes seconds."""
+        if self._folder is None:
+            self._folder = tempfile.TemporaryDirectory(prefix="lit_viz_")
+        if self._process is None:
+            # -P: the folder of the script holds modules that must not shadow others.
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", str(SCRIPT)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                text=True,
+                env={**os.environ, **ONE_THREAD},
+            )
 
     def submit(
         self,
@@ -123,22 +137,10 @@ class EmbeddingWorker:
             self.poll()
 
     def _hurry(self) -> None:
-        """Gives the process the priority of any other: training is over."""
-        if self._process is None or self._hurried:
-            return
-        self._hurried = True
-        try:
-            if hasattr(os, "SCHED_IDLE"):
-                os.sched_setscheduler(self._process.pid, os.SCHED_OTHER, os.sched_param(0))
-            os.setpriority(os.PRIO_PROCESS, self._process.pid, 0)
-        except (OSError, AttributeError):
-            # Priority is easily given up, but only the administrator may take it back: start anew.
-            self._process.kill()
-            self._forget_process()
-            if self._running is not None:
-                self._waiting.appendleft(self._running)
-                self._running = None
-            self._start_next()
+        """Gives the process the priority of any other, where that is allowed: training is over."""
+        if self._process is not None and hasattr(os, "setpriority"):
+            with suppress(OSError):
+                os.setpriority(os.PRIO_PROCESS, self._process.pid, 0)
 
     def close(self) -> None:
         """Ends the process and drops what is left."""
@@ -163,18 +165,8 @@ class EmbeddingWorker:
         if self._running is not None or not self._waiting:
             return
         job = self._waiting.popleft()
-        if self._folder is None:
-            self._folder = tempfile.TemporaryDirectory(prefix="lit_viz_")
-        if self._process is None:
-            # -P: the folder of the script holds modules that must not shadow others.
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", str(SCRIPT), *(["--hurry"] if self._hurried else [])],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                text=True,
-                env={**os.environ, **ONE_THREAD},
-            )
+        self.start()
+        assert self._folder is not None and self._process is not None
         self._number += 1
         stem = Path(self._folder.name) / f"{self._number:06d}"
         job.answer = stem.with_suffix(".answer.npz")

@@ -114,6 +114,9 @@ class Embeddings(CollectingCallback):
         if not calls:
             raise UsageError(f"layer '{self._tapped[0]}' takes no part in the forward pass, so it has no features.")
         self._dimensions = calls[0].shape[1]
+        if "tsne" in self.methods and look.model.trainer.is_global_zero and self._worker is None:
+            self._worker = EmbeddingWorker()
+            self._worker.start()
         self._pixels, self._class_names = look.pixels, look.class_names
 
     def _input_of_head(self, look: Look) -> str:
@@ -213,9 +216,9 @@ class Embeddings(CollectingCallback):
         def dropped() -> None:
             self.write(trainer, self._pictures(frame, {"PCA": points}), frame.step)
 
-        if self._worker is None:
-            self._worker = EmbeddingWorker()
-            self._worker.last = self.points["tsne"].numpy() if "tsne" in self.points else None
+        assert self._worker is not None
+        if self._worker.last is None and "tsne" in self.points:
+            self._worker.last = self.points["tsne"].numpy()  # from a checkpoint
         self._worker.submit(arguments, done, dropped)
         return {}
 

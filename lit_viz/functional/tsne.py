@@ -70,8 +70,11 @@ def tsne(
 
 def serve() -> None:
     """Answers jobs until standard input closes: one JSON line names an .npz of arguments and where the answer goes."""
-    if "--hurry" not in sys.argv:
-        _stand_back()
+    # Imports take longer than an embedding: now, while whoever started this is still preparing.
+    import sklearn.decomposition
+    import sklearn.manifold  # noqa: F401
+
+    _stand_back()
     for line in sys.stdin:
         job = json.loads(line)
         answer = Path(job["answer"])
@@ -87,15 +90,14 @@ def serve() -> None:
 
 
 def _stand_back() -> None:
-    """Runs only where training leaves a core idle.
+    """Takes about a tenth of a core where training keeps all cores busy, and all of one that is idle.
 
-    A low priority is not enough: the threads of a training step wait for each other at every operation, so that each
-    time slice the worker gets on one core stalls all cores.
+    Less would be nothing: threads that wait for each other spin, so that cores look busy all the time, and every
+    embedding would be left for the end. More would stall training: while the worker has a core, the other threads of
+    an operation wait.
     """
     if hasattr(os, "nice"):
-        os.nice(19)
-    if hasattr(os, "SCHED_IDLE"):
-        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+        os.nice(10)
 
 
 def _plain(value: np.ndarray) -> np.ndarray | float | int:
