@@ -25,7 +25,7 @@ STOREYS = [
 STOREY = {room: storey for storey, rooms in enumerate(STOREYS) for room in rooms}
 
 # In these rooms files are siblings that don't import each other, but for these.
-SHARED = {"callbacks": {"base", "collecting", "cards"}, "modules": {"base"}, "data": {"base"}}
+SHARED = {"callbacks": {"base", "collecting", "attribution"}, "modules": {"base"}, "data": {"base"}}
 
 LIGHTNING = {"probing", "writer", "callbacks", "modules", "data", "cli"}
 METRICS = {"state", *LIGHTNING}
@@ -119,7 +119,7 @@ def test_violations_are_seen(path: str, source: str) -> None:
         ("state.py", "from torchmetrics import Metric\nfrom lit_viz import functional"),
         (
             "callbacks/saliency.py",
-            "from .base import Look\nfrom lit_viz.callbacks.cards import attribution_sheet",
+            "from .base import Look\nfrom lit_viz.callbacks.attribution import attribution_sheet",
         ),
         ("callbacks/__init__.py", "from lit_viz.callbacks.saliency import Saliency"),
         ("data/base.py", "from lightning import LightningDataModule"),

@@ -1,5 +1,6 @@
 """Visualizations as Lightning callbacks: add them to any Trainer."""
 
+from lit_viz.callbacks.attribution import AttributionCallback
 from lit_viz.callbacks.base import Look, VisualizationCallback
 from lit_viz.callbacks.collecting import Batch, CollectingCallback, Tap
 from lit_viz.callbacks.embeddings import Embeddings
@@ -9,6 +10,7 @@ from lit_viz.callbacks.patches import MaxActivatingPatches
 from lit_viz.callbacks.saliency import Saliency
 
 __all__ = [
+    "AttributionCallback",
     "Batch",
     "CollectingCallback",
     "Embeddings",

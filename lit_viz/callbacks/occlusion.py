@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from lit_viz import draw, functional
-from lit_viz.callbacks.base import Look, VisualizationCallback
-from lit_viz.callbacks.cards import attribution_sheet
+from lit_viz.callbacks.attribution import AttributionCallback, attribution_sheet
+from lit_viz.callbacks.base import Look
 from lit_viz.errors import UsageError, check_at_least, check_choice
 
 
-class Occlusion(VisualizationCallback):
+class Occlusion(AttributionCallback):
     """How the class probability falls as a patch slides over the image (Zeiler & Fergus 2014), as in the lecture.
 
     See `functional.occlusion`. Tag: `occlusion/probe`.
@@ -68,21 +68,12 @@ class Occlusion(VisualizationCallback):
         functional.check_window(window, stride, tuple(look.images.shape[-2:]))
         self._cover(look)
 
+    def attribute(self, look: Look) -> Tensor:
+        return self._occluded(look, "attribution")
+
     def visualize(self, look: Look) -> Mapping[str, np.ndarray]:
         window, stride = self._geometry(look)
-        heat = functional.occlusion(
-            look.model,
-            look.images,
-            look.targets,
-            window=window,
-            stride=stride,
-            baseline=self._cover(look),
-            output=self.output,
-            batch_size=self.batch_size,
-            seed=self.seed,
-            progress=look.model.trainer.progress_bar_callback is not None,
-            score=look.score,
-        )
+        heat = self._occluded(look, "heatmap")
         what = "probability" if self.output == "probability" else "score"
         limits: Any = (0.0, 1.0) if what == "probability" else (float(heat.min()), float(heat.max()))
         ends = tuple(f"{v:.2g}" for v in limits)
@@ -105,6 +96,23 @@ class Occlusion(VisualizationCallback):
                 method="nearest",
             )
         }
+
+    def _occluded(self, look: Look, returns: Literal["heatmap", "attribution"]) -> Tensor:
+        window, stride = self._geometry(look)
+        return functional.occlusion(
+            look.model,
+            look.images,
+            look.targets,
+            window=window,
+            stride=stride,
+            baseline=self._cover(look),
+            output=self.output,
+            returns=returns,
+            batch_size=self.batch_size,
+            seed=self.seed,
+            progress=look.model.trainer.progress_bar_callback is not None,
+            score=look.score,
+        )
 
     def _geometry(self, look: Look) -> tuple[Any, Any]:
         size = look.images.shape[-2:]

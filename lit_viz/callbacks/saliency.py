@@ -6,14 +6,15 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
+from torch import Tensor
 
 from lit_viz import draw, functional
-from lit_viz.callbacks.base import Look, VisualizationCallback
-from lit_viz.callbacks.cards import attribution_sheet
+from lit_viz.callbacks.attribution import AttributionCallback, attribution_sheet
+from lit_viz.callbacks.base import Look
 from lit_viz.errors import check_choice
 
 
-class Saliency(VisualizationCallback):
+class Saliency(AttributionCallback):
     """Which pixels change the class score most (Simonyan, Vedaldi & Zisserman 2014), see `functional.saliency`.
 
     The caption gives the largest gradient of each map. Tag: `saliency/probe`.
@@ -31,8 +32,11 @@ class Saliency(VisualizationCallback):
         check_choice("scale", scale, ("each", "shared"))
         self.scale = scale
 
+    def attribute(self, look: Look) -> Tensor:
+        return functional.saliency(look.model, look.images, look.targets, score=look.score)
+
     def visualize(self, look: Look) -> Mapping[str, np.ndarray]:
-        maps = functional.saliency(look.model, look.images, look.targets, score=look.score)
+        maps = self.attribute(look)
         return {
             "probe": attribution_sheet(
                 look,

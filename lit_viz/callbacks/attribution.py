@@ -1,4 +1,4 @@
-"""The common look of everything that gives a map for each probe image: image, map and overlay in one card."""
+"""Everything that gives a map for each probe image: what it must say of itself, and its look, one card per image."""
 
 from __future__ import annotations
 
@@ -11,9 +11,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lit_viz import draw
-from lit_viz.callbacks.base import Look
+from lit_viz.callbacks.base import Look, VisualizationCallback
 from lit_viz.draw.images import resized
 from lit_viz.errors import UsageError
+
+
+class AttributionCallback(VisualizationCallback):
+    """A visualization that says which pixels of each probe image the class score depends on."""
+
+    def attribute(self, look: Look) -> Tensor:
+        """How important each pixel is, (N, H, W), larger for more, in any unit; `Faithfulness` puts it to the test.
+
+        Called inside the guard, like `visualize`, and as often as somebody asks.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must override attribute().")
+
 
 Limits = tuple[float, float] | Sequence[tuple[float, float]] | Literal["each", "shared"] | None
 
