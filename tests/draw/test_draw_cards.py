@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from lit_viz import draw
-from lit_viz.callbacks import Filters, cards
+from lit_viz.callbacks import Filters, attribution
 from lit_viz.errors import UsageError
 from lit_viz.pixels import PixelSpace
 
@@ -35,7 +35,7 @@ def sheet(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def call(maps: torch.Tensor, side: int, **kwargs: Any) -> tuple[list[draw.Card], draw.ColorBar]:
         bar = draw.ColorBar("magma", "0", "top 1 %", "gradient")
-        page = cards.attribution_sheet(
+        page = attribution.attribution_sheet(
             look_at(torch.rand(len(maps), 3, side, side)),
             maps,
             name="saliency",
