@@ -192,7 +192,7 @@ def test_the_process_is_small(shared: EmbeddingWorker) -> None:
     assert shared._process is not None
     process = Path("/proc") / str(shared._process.pid)
     maps = (process / "maps").read_text()
-    assert "libtorch" not in maps and "sklearn" in maps
+    assert "numpy" in maps and "libtorch" not in maps and "sklearn" not in maps
     environment = (process / "environ").read_bytes().split(b"\0")
     assert b"OMP_NUM_THREADS=1" in environment and b"OPENBLAS_NUM_THREADS=1" in environment
     assert str(SCRIPT).encode() in (process / "cmdline").read_bytes().split(b"\0")

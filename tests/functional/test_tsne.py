@@ -8,9 +8,12 @@ import sys
 import warnings
 from collections.abc import Iterator
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from scipy.optimize import brentq
 from sklearn.datasets import load_digits
 from sklearn.manifold import TSNE, trustworthiness
 from threadpoolctl import threadpool_limits
@@ -35,6 +38,10 @@ def embedded(seed: int = 0) -> np.ndarray:
     return tsne(digits(), seed=seed)
 
 
+def module() -> Any:
+    return sys.modules["lit_viz.functional.tsne"]  # the name means the function, as an attribute of the package
+
+
 def displacement(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.linalg.norm(a - b, axis=1).mean())
 
@@ -45,6 +52,88 @@ def test_neighbours_stay_neighbours() -> None:
     for k in (5, 12):
         assert trustworthiness(digits(), points, n_neighbors=k) >= 0.9
         assert trustworthiness(digits(), np.random.default_rng(0).permutation(points), n_neighbors=k) < 0.6
+
+
+def test_similarities_are_those_of_the_paper() -> None:
+    """Equations 1 of section 2 and 3.1, written out in loops."""
+    features, perplexity = digits()[:40].astype(np.float64), 7.0
+    p = module().joint_probabilities(features, perplexity)
+    conditional = np.zeros((40, 40))
+    for i in range(40):
+        others = [j for j in range(40) if j != i]
+        squares = np.array([((features[i] - features[j]) ** 2).sum() for j in others])
+
+        def entropy(beta: float, squares: np.ndarray = squares) -> float:
+            q = np.exp(-beta * (squares - squares.min()))
+            q /= q.sum()
+            return -float((q * np.log(np.maximum(q, 1e-300))).sum())
+
+        beta = brentq(lambda b: entropy(b) - np.log(perplexity), 1e-6, 1.0)
+        q = np.exp(-beta * (squares - squares.min()))
+        conditional[i, others] = q / q.sum()
+    assert np.abs(p - (conditional + conditional.T) / 80).max() < 1e-6
+    assert np.allclose(p.sum(), 1) and (np.diag(p) == 0).all()
+
+
+def test_ends_where_scikit_learn_does_or_lower() -> None:
+    """The same quantity is minimised; scikit-learn's exact method is the reference, in a plane of its own."""
+    features = digits()
+    reference = TSNE(init="pca", method="exact", random_state=0)
+    reference.fit(features)
+    p = module().joint_probabilities(module().principal_components(features - features.mean(0), 50), 30.0)
+    assert module().divergence(reference.embedding_, p) == pytest.approx(reference.kl_divergence_, rel=1e-3)
+    assert module().divergence(embedded(), p) <= 1.02 * reference.kl_divergence_
+
+
+def test_a_settled_picture_is_a_minimum() -> None:
+    """Its gradient, by torch's autograd through the formula, is far below that of a start."""
+    features = digits()[:120]
+    p = torch.from_numpy(module().joint_probabilities(module().principal_components(features, 50), 30.0)).double()
+
+    def slope(points: np.ndarray) -> float:
+        y = torch.from_numpy(points).double().requires_grad_()
+        kernel = 1 / (1 + torch.cdist(y, y, compute_mode="donot_use_mm_for_euclid_dist") ** 2)
+        q = kernel.masked_fill(torch.eye(len(y), dtype=torch.bool), 0)
+        q = q / q.sum()
+        known = p > 0
+        return float(torch.autograd.grad((p[known] * (p[known] / q[known]).log()).sum(), y)[0].norm())
+
+    points = tsne(features)
+    assert slope(points) < 0.02 * slope(points * 0.5)
+
+
+def test_components_are_those_of_the_svd() -> None:
+    for count, dimensions in ((60, 20), (20, 60)):
+        features = np.random.default_rng(0).normal(size=(count, dimensions)) * np.linspace(1, 3, dimensions)
+        features -= features.mean(axis=0)
+        found = module().principal_components(features, 10)
+        u, values, _ = np.linalg.svd(features, full_matrices=False)
+        assert np.abs(np.abs(found) - np.abs(u[:, :10] * values[:10])).max() < 1e-8
+
+
+@pytest.mark.parametrize("engine", ["exact", "sklearn", "opentsne"])
+def test_every_engine_keeps_neighbours_and_goes_on(engine: str) -> None:
+    if engine == "opentsne":
+        pytest.importorskip("openTSNE")
+    features = digits()[:300]
+    points = tsne(features, engine=engine)
+    assert trustworthiness(features, points, n_neighbors=5) >= 0.95
+    assert np.array_equal(tsne(features, engine=engine), points)
+    again = tsne(features, init=points, engine=engine)
+    assert displacement(again, points) < 0.2 * float(np.linalg.norm(points, axis=1).mean())
+    assert trustworthiness(features, again, n_neighbors=5) >= 0.95
+
+
+def test_engine_by_the_number_of_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    choose, exact = module().available_engine, module().EXACT
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert (choose("auto", exact), choose("auto", exact + 1)) == ("exact", "sklearn")
+    with pytest.raises(ValueError, match="pip install openTSNE"):
+        choose("opentsne")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    assert (choose("auto", exact), choose("auto", exact + 1)) == ("exact", "opentsne")
+    with pytest.raises(ValueError, match="engine is 'auto'"):
+        choose("umap")
 
 
 def test_is_reproducible_and_leaves_the_input_alone() -> None:
@@ -126,7 +215,7 @@ assert np.isfinite(tsne(rounding)).all()
 
 
 def test_samples_that_are_all_alike() -> None:
-    # In a process of its own: if this goes wrong, scikit-learn crashes the interpreter.
+    # In a process of its own, as the worker runs it: without the package.
     command = [sys.executable, "-c", CONSTANT, tsne.__code__.co_filename]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
