@@ -66,8 +66,10 @@ def untouched(model: Callable[..., Any], *, seed: int | None = None) -> Iterator
     grads = [(p, p.requires_grad) for p in module.parameters()]
     with torch.inference_mode(False), torch.no_grad():
         buffers = [(b, _version(b), b.clone()) for b in module.buffers() if not _is_lazy(b)]
-        registered = [(m, set(m._buffers)) for m, _ in modes]
-        slots = [(m, name, b) for m, _ in modes for name, b in m._buffers.items() if b is None or not _is_lazy(b)]
+        # TorchScript keeps its buffers where nobody can register another one.
+        plain = [m for m, _ in modes if not isinstance(m, torch.jit.ScriptModule)]
+        registered = [(m, set(m._buffers)) for m in plain]
+        slots = [(m, name, b) for m in plain for name, b in m._buffers.items() if b is None or not _is_lazy(b)]
     with isolated_rng(seed), torch.inference_mode(False), torch.enable_grad(), _eager():
         try:
             for m, _ in modes:

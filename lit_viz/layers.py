@@ -169,6 +169,50 @@ def as_maps(values: Tensor, *, image_size: tuple[int, int] | None = None) -> Ten
     raise UsageError(f"a layer output of shape {tuple(values.shape)} has no channels and places to look at.")
 
 
+def spatial_maps(values: Tensor, *, image_size: tuple[int, int]) -> Tensor | None:
+    """A layer's output as maps of places in the image, or None where it has none.
+
+    * (N, C, H, W) stays; (N, H, W, C) is permuted, see `as_maps`.
+    * Tokens (N, T, D) are folded back into (N, D, h, w), without class and register tokens, see `token_grid`.
+
+    Args:
+        values: A layer's output.
+        image_size: Height and width of the network's input.
+    """
+    if values.dim() == 4:
+        return as_maps(values, image_size=image_size)
+    grid = token_grid(values.shape[1], image_size) if values.dim() == 3 else None
+    if grid is None:
+        return None
+    height, width, extra = grid
+    return values[:, extra:].transpose(1, 2).unflatten(2, (height, width))
+
+
+def token_grid(tokens: int, image_size: tuple[int, int]) -> tuple[int, int, int] | None:
+    """How the tokens of a vision transformer lie on the image.
+
+    Args:
+        tokens: How many there are.
+        image_size: Height and width of the image.
+
+    Returns:
+        Rows, columns, and how many tokens come first that stand for no place (class token, registers, at most 16);
+        None where no square patches give that number.
+
+    >>> token_grid(197, (224, 224))
+    (14, 14, 1)
+    """
+    height, width = image_size
+    for extra in range(min(16, tokens - 1) + 1):
+        for patch in range(1, min(height, width) + 1):
+            rows, columns = height // patch, width // patch
+            if rows * columns == tokens - extra:
+                return rows, columns, extra
+            if rows * columns < tokens - extra:
+                break
+    return None
+
+
 def first_tensor(value: Any) -> Tensor | None:
     """The first floating-point tensor inside nested tuples, lists and dicts, or None."""
     if isinstance(value, Tensor):

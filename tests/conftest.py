@@ -21,6 +21,12 @@ BUILDERS: dict[str, Callable[[], nn.Module]] = {
     "vit": lambda: tv.VisionTransformer(64, 16, 3, 4, 48, 96, num_classes=CLASSES),
     "swin_t": lambda: tv.swin_t(num_classes=CLASSES),
     "convnext_tiny": lambda: tv.convnext_tiny(num_classes=CLASSES),
+    "vgg16": lambda: tv.vgg16(num_classes=CLASSES, init_weights=False),
+    "resnet50": lambda: tv.resnet50(num_classes=CLASSES),
+    "resnext50_32x4d": lambda: tv.resnext50_32x4d(num_classes=CLASSES),
+    "squeezenet1_1": lambda: tv.squeezenet1_1(num_classes=CLASSES),
+    "regnet_x_400mf": lambda: tv.regnet_x_400mf(num_classes=CLASSES),
+    "densenet121": lambda: tv.densenet121(num_classes=CLASSES),
 }
 
 

@@ -63,7 +63,8 @@ def resolve_target(scores: Tensor, target: Target) -> Tensor:
     indices = torch.as_tensor(target, device=scores.device)
     if indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool:
         raise UsageError(f"target must hold class indices (integers), got {indices.dtype}.")
-    indices = indices.long()
+    # A copy: autograd keeps indices, and refuses those made in inference mode.
+    indices = indices.to(torch.int64, copy=True)
     if indices.dim() == 0:
         indices = indices.expand(count)
     if indices.shape != (count,):
@@ -81,10 +82,15 @@ def probabilities(scores: Tensor) -> Tensor:
 
     Scores that are probabilities already (none negative, and each row adds up to 1) stay as they are.
     """
-    scores = scores if scores.dtype == torch.float64 else scores.float()
+    scores = as_float(scores)
     if scores.shape[1] > 1 and bool((scores >= 0).all() and ((scores.sum(dim=1) - 1).abs() < 1e-3).all()):
         return scores
     return scores.sigmoid() if scores.shape[1] == 1 else scores.softmax(dim=1)
+
+
+def as_float(scores: Tensor) -> Tensor:
+    """Scores at least in float32."""
+    return scores if scores.dtype == torch.float64 else scores.float()
 
 
 def check_images(images: Tensor) -> Tensor:
