@@ -13,6 +13,8 @@ from lit_viz.errors import UsageError, nearest
 
 WRAPPER = "_orig_mod"  # what `torch.compile` puts between a module and its name
 
+_EXTRA_TOKENS = (0, 1, 2, 4, 5, 8, 9, 16)  # class token, distillation token, four or eight registers …
+
 Reducer = Callable[[Tensor], Any]
 
 
@@ -197,20 +199,27 @@ def token_grid(tokens: int, image_size: tuple[int, int]) -> tuple[int, int, int]
 
     Returns:
         Rows, columns, and how many tokens come first that stand for no place (class token, registers, at most 16);
-        None where no square patches give that number.
+        None where no square patches give that number. Patches that fill the image are preferred: 9 tokens of 32×32
+        pixels are a class token, four registers and 2×2 patches of 16 pixels, and no 3×3 patches.
 
-    >>> token_grid(197, (224, 224))
-    (14, 14, 1)
+    >>> token_grid(197, (224, 224)), token_grid(9, (32, 32))
+    ((14, 14, 1), (2, 2, 5))
     """
     height, width = image_size
+    found: list[tuple[bool, int, int, int]] = []
     for extra in range(min(16, tokens - 1) + 1):
         for patch in range(1, min(height, width) + 1):
             rows, columns = height // patch, width // patch
             if rows * columns == tokens - extra:
-                return rows, columns, extra
+                # Numbers of extra tokens that networks have: 37 tokens of 100×100 are 6×6 and one, not 5×5 and twelve.
+                fills = height % patch == 0 and width % patch == 0 and extra in _EXTRA_TOKENS
+                found.append((not fills, extra, rows, columns))
             if rows * columns < tokens - extra:
                 break
-    return None
+    if not found:
+        return None
+    _, extra, rows, columns = min(found)
+    return rows, columns, extra
 
 
 def first_tensor(value: Any) -> Tensor | None:

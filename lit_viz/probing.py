@@ -6,7 +6,7 @@ import copy
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -141,11 +141,13 @@ class Probe:
         images: (N, C, H, W) on the CPU, as the network takes them.
         labels: (N,) int64, or None.
         names: What the data set calls the samples, or None.
+        samples: (N,) int64, their indices in the data set, or None where these are unknown.
     """
 
     images: Tensor
     labels: Tensor | None
     names: list[str] | None = None
+    samples: Tensor | None = None
 
 
 def load_probe(
@@ -190,7 +192,9 @@ def load_probe(
             batch = collate([dataset[i] for i in chosen])
     except Exception:
         return None
-    return probe_from_batch(batch, count, batch_to_images=batch_to_images, names=_names(dataset, chosen))
+    probe = probe_from_batch(batch, count, batch_to_images=batch_to_images, names=_names(dataset, chosen))
+    numbered = len(probe.images) == len(chosen) and all(isinstance(i, int) for i in chosen)
+    return replace(probe, samples=torch.tensor(chosen) if numbered else None)
 
 
 def probe_from_batch(

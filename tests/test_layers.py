@@ -20,6 +20,7 @@ from lit_viz.layers import (
     first_tensor,
     head_of,
     named_layers,
+    token_grid,
 )
 
 Network = Callable[[str], nn.Module]
@@ -306,3 +307,30 @@ def test_tokens_and_vectors(network: Network) -> None:
 def test_other_shapes(shape: tuple[int, ...]) -> None:
     with pytest.raises(UsageError, match="no channels and places"):
         as_maps(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("patch", [8, 14, 16])
+@pytest.mark.parametrize("extra", [0, 1, 2, 4, 5, 8, 9, 16])
+def test_tokens_of_images_that_patches_fill(patch: int, extra: int) -> None:
+    for rows, columns in ((2, 2), (3, 3), (4, 4), (7, 7), (14, 14), (16, 16), (3, 5), (4, 8)):
+        size = (rows * patch, columns * patch)
+        found = token_grid(rows * columns + extra, size)
+        # Smaller patches may fill the image as well: 4×4 of half the size, where twelve are called extra tokens.
+        assert found is not None
+        assert found == (rows, columns, extra) or (found[2] < extra and size[0] % found[0] == size[1] % found[1] == 0)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "size", "expected"),
+    [
+        (9, (32, 32), (2, 2, 5)),  # class token and four registers, not 3×3
+        (25, (64, 64), (4, 4, 9)),  # class token and eight registers, not 5×5
+        (37, (100, 100), (6, 6, 1)),  # patches of 16 leave a rim
+        (201, (224, 224), (14, 14, 5)),
+        (198, (224, 224), (14, 14, 2)),
+        (7, (224, 224), (2, 2, 3)),
+        (3, (4, 4), (1, 1, 2)),
+    ],
+)
+def test_tokens_in_front_of_the_patches(tokens: int, size: tuple[int, int], expected: tuple[int, int, int]) -> None:
+    assert token_grid(tokens, size) == expected

@@ -197,6 +197,7 @@ def test_the_probe_is_the_same_each_time_and_draws_nothing() -> None:
     assert torch.equal(first.images, second.images)
     assert first.labels is not None and first.labels.tolist() == [0, 3, 6, 9]
     assert first.names == ["file 0", "file 3", "file 6", "file 9"]
+    assert first.samples is not None and first.samples.tolist() == [0, 3, 6, 9]
     other = load_probe(run, module, DataLoader(Augmented()), 4, seed=1)
     assert other is not None and not torch.equal(other.images, first.images)
 

@@ -8,12 +8,13 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from lightning import LightningDataModule
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from lit_viz.errors import UsageError
+from lit_viz.pictures import eight_bit
 from lit_viz.pixels import PixelSpace
 
 UNLABELLED = -1
@@ -170,23 +171,6 @@ class PreparedImages(Dataset):
         # A copy, since the array of a picture is read-only.
         colors = torch.from_numpy(np.array(picture)).view(picture.height, picture.width, self.channels)
         return self._space.from_color(colors.permute(2, 0, 1) / 255), int(label)
-
-
-def eight_bit(picture: Image.Image, channels: int) -> Image.Image:
-    """A picture of any mode as plain grey (`channels=1`) or RGB (`channels=3`), upright, in 8 bits.
-
-    What is transparent becomes white; 16-bit and floating-point values are scaled, not cut off.
-    """
-    picture = ImageOps.exif_transpose(picture)
-    if picture.mode.startswith("I") or picture.mode == "F":
-        values = np.asarray(picture).astype(np.float32)
-        top = float(values.max())
-        full = 65535.0 if picture.mode != "F" else next((b for b in (1.0, 255.0) if top <= b), top)
-        picture = Image.fromarray(np.clip(values / full * 255, 0, 255).round().astype(np.uint8))
-    if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-    return picture.convert("RGB" if channels == 3 else "L")
 
 
 def split_indices(count: int, fraction: float, seed: int) -> tuple[list[int], list[int]]:

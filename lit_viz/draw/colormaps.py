@@ -109,6 +109,18 @@ def limits(values: Any, *, cmap: str = "magma", percentile: float = 100.0) -> tu
     return float(low), float(high)
 
 
+def bright_end(values: Any) -> float:
+    """Where the colours of a map of gradients end: what one value in a hundred exceeds, the largest if that is nothing.
+
+    A few extreme gradients would leave all others in the dark. 1 where there is nothing finite.
+    """
+    finite = to_numpy(values)
+    finite = finite[np.isfinite(finite)]
+    if not finite.size:
+        return 1.0
+    return max(0.0, float(np.percentile(finite, 99))) or max(0.0, float(finite.max()))
+
+
 def colorize(
     values: Any, *, cmap: str = "magma", low: float | None = None, high: float | None = None
 ) -> NDArray[np.uint8]:

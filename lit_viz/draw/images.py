@@ -46,6 +46,25 @@ def to_uint8(colors: Any) -> NDArray[np.uint8]:
     return np.ascontiguousarray(pixels.cpu().numpy())
 
 
+def around_grey(values: Any, *, percentile: float = 96.0) -> NDArray[np.uint8]:
+    """Signed values as pictures in which mid-grey is zero, as deconvnets are shown.
+
+    Args:
+        values: (N, C, H, W); each picture uses the whole range by itself.
+        percentile: Of the absolute values of a picture, which becomes black or white; larger ones are clipped.
+
+    Returns:
+        (N, H, W, 3), channels as in `to_uint8`. NaN becomes mid-grey.
+    """
+    numbers = torch.nan_to_num(torch.as_tensor(values).detach().cpu().float(), nan=0.0)
+    size = numbers.flatten(1).abs()
+    bounds = torch.from_numpy(np.percentile(size.numpy(), percentile, axis=1)).to(numbers)
+    # Few pixels of a sparse picture may be all that there is.
+    bounds = torch.where(bounds > 0, bounds, size.amax(dim=1))
+    scale = torch.where(bounds > 0, bounds, 1.0).reshape(-1, 1, 1, 1)
+    return to_uint8(0.5 + 0.5 * numbers / scale)
+
+
 def resize_map(values: Any, height: int, width: int, *, method: str = "bicubic") -> NDArray[np.float64]:
     """Resizes a map of numbers.
 

@@ -16,6 +16,7 @@ from lit_viz.draw.text import aligned, clean, measure, number, scaled, wrap
 from lit_viz.errors import UsageError
 
 _GAP, _BLOCK_GAP, _ROW_GAP = 6, 36, 14
+_BENEATH = 2  # between a patch and the picture beneath it
 _LARGEST_FRAME = 200
 _VALUE_SIZES = (SMALL, 14)
 # Larger patches are photographs, and smaller ones are pixels to be counted.
@@ -36,6 +37,9 @@ class PatchRow:
         inside: One boolean (h, w) mask per patch, False where the patch reaches over the edge of its image;
             that part is hatched. None means that all is inside.
         detail: A muted line below the label.
+        beneath: One further picture for each patch, (h, w, 3) as the patch, shown directly beneath it with the same
+            mask. None for none.
+        beneath_label: A muted name beside these.
     """
 
     label: str
@@ -43,6 +47,8 @@ class PatchRow:
     values: Sequence[float | str] = ()
     inside: Sequence[NDArray[np.bool_]] | NDArray[np.bool_] | None = None
     detail: str = ""
+    beneath: Sequence[NDArray[np.uint8]] | NDArray[np.uint8] | None = None
+    beneath_label: str = ""
 
 
 @dataclass(frozen=True)
@@ -76,9 +82,11 @@ def patch_sheet(
         raise UsageError("A patch sheet needs at least one row.")
     for row in rows:
         counts = {len(row.patches)} | ({len(row.values)} if len(row.values) else set())
-        counts |= {len(row.inside)} if row.inside is not None else set()
+        counts |= {len(further) for further in (row.inside, row.beneath) if further is not None}
         if len(counts) > 1:
-            raise UsageError(f"Row {row.label!r} differs in its numbers of patches, values and masks.")
+            raise UsageError(
+                f"Row {row.label!r} differs in its numbers of patches, values, masks and further pictures."
+            )
     pictures = [[as_rgb(patch) for patch in row.patches] for row in rows]
     across = max(1, max(len(row) for row in pictures))
     shapes = [patch.shape[:2] for row in pictures for patch in row] or [(1, 1)]
@@ -89,7 +97,9 @@ def patch_sheet(
     label, frame_height, frame_width = plan.label, plan.frame_height, plan.frame_width
     deep = -(-len(rows) // plan.blocks)
     block_width = label + across * frame_width + (across - 1) * px(_GAP)
-    row_height = frame_height + (px(22) if plan.size else 0) + px(_ROW_GAP)
+    pitch = frame_height + px(_BENEATH)
+    deepest = pitch * (_storeys(rows) - 1) + frame_height
+    row_height = deepest + (px(22) if plan.size else 0) + px(_ROW_GAP)
     canvas = Canvas(plan.blocks * (block_width + px(_BLOCK_GAP)) - px(_BLOCK_GAP), deep * row_height - px(_ROW_GAP))
     for i, (row, patches) in enumerate(zip(rows, pictures, strict=True)):
         left, top = (i // deep) * (block_width + px(_BLOCK_GAP)), (i % deep) * row_height
@@ -100,17 +110,22 @@ def patch_sheet(
         for note in notes:
             baseline += px(20)
             canvas.text(left, baseline, note, px(SMALL), color=MUTED, width=label - px(8))
+        if row.beneath is not None:
+            middle = top + pitch + frame_height // 2 + px(6)
+            canvas.text(left, middle, row.beneath_label, px(SMALL), color=MUTED, width=label - px(8))
         for j, patch in enumerate(patches):
             x = left + label + j * (frame_width + px(_GAP))
             height, width = fitted_size(*patch.shape[:2], frame_height, frame_width, small=_SMALL_PATCH)
-            picture = _pictured(row, j, patch, height, width)
-            if (height, width) != (frame_height, frame_width):
-                canvas.fill(x, top, frame_width, frame_height, SHADE)
-            canvas.paste(picture, x + (frame_width - width) // 2, top + (frame_height - height) // 2)
+            stacked = [patch] if row.beneath is None else [patch, as_rgb(row.beneath[j])]
+            for y, pixels in zip((top, top + pitch), stacked, strict=False):
+                if (height, width) != (frame_height, frame_width):
+                    canvas.fill(x, y, frame_width, frame_height, SHADE)
+                picture = _pictured(row, j, pixels, height, width)
+                canvas.paste(picture, x + (frame_width - width) // 2, y + (frame_height - height) // 2)
             if plan.size and plan.texts[i]:
                 canvas.text(
                     x + frame_width / 2,
-                    top + frame_height + px(17),
+                    top + deepest + px(17),
                     plan.texts[i][j],
                     plan.size,
                     color=MUTED,
@@ -143,7 +158,7 @@ def _plan(page: Page, rows: Sequence[PatchRow], across: int, shapes: Sequence[tu
         # Powers of ten stand beside the rows, which makes frames narrower.
         for _ in range(3):
             label = _label_width(page, rows, notes)
-            blocks, height, width = _frames(page, len(rows), across, label, page.px(22), shapes)
+            blocks, height, width = _frames(page, rows, across, label, page.px(22), shapes)
             found = [_values(row, size, width - page.px(1)) for row in rows]
             if any(texts is None for texts, _ in found):
                 break
@@ -152,8 +167,13 @@ def _plan(page: Page, rows: Sequence[PatchRow], across: int, shapes: Sequence[tu
             notes = [note for _, note in found]
     notes = [_range(row) for row in rows]
     label = _label_width(page, rows, notes)
-    blocks, height, width = _frames(page, len(rows), across, label, 0, shapes)
+    blocks, height, width = _frames(page, rows, across, label, 0, shapes)
     return _Plan(blocks, label, height, width, 0, [[] for _ in rows], notes)
+
+
+def _storeys(rows: Sequence[PatchRow]) -> int:
+    """How many pictures stand one above the other."""
+    return 1 + any(row.beneath is not None for row in rows)
 
 
 def _detail(row: PatchRow, note: str) -> str:
@@ -163,6 +183,7 @@ def _detail(row: PatchRow, note: str) -> str:
 def _label_width(page: Page, rows: Sequence[PatchRow], notes: Sequence[str]) -> int:
     px = page.px
     texts = [(row.label, BODY) for row in rows] + [(row.detail, SMALL) for row in rows] + [(n, SMALL) for n in notes]
+    texts += [(row.beneath_label, SMALL) for row in rows]
     longest = max(measure(clean(text), px(size)) for text, size in texts)
     return min(int(longest) + px(14), px(170)) if longest else 0
 
@@ -193,16 +214,18 @@ def _range(row: PatchRow) -> str:
 
 
 def _frames(
-    page: Page, count: int, across: int, label: int, caption: int, shapes: Sequence[tuple[int, int]]
+    page: Page, rows: Sequence[PatchRow], across: int, label: int, caption: int, shapes: Sequence[tuple[int, int]]
 ) -> tuple[int, int, int]:
     """The number of blocks and the frame (height, width) that make the patches largest."""
     px, (room_width, room_height) = page.px, page.room
+    count, storeys = len(rows), _storeys(rows)
     best = (-1.0, 1, 1, 1)
     for blocks in range(1, min(4, count) + 1):
         deep = -(-count // blocks)
         width = (room_width - (blocks - 1) * px(_BLOCK_GAP)) // blocks - label - (across - 1) * px(_GAP)
         box_width = max(px(12), min(width // across, px(_LARGEST_FRAME)))
         box_height = (room_height + px(_ROW_GAP)) // deep - px(_ROW_GAP) - caption
+        box_height = (box_height - (storeys - 1) * px(_BENEATH)) // storeys
         box_height = max(px(12), min(box_height, px(_LARGEST_FRAME)))
         sizes = [fitted_size(*shape, box_height, box_width, small=_SMALL_PATCH) for shape in shapes]
         height, width = max(h for h, _ in sizes), max(w for _, w in sizes)

@@ -40,10 +40,12 @@ class Panel:
     Attributes:
         points: (n, 2); points that aren't finite are left out.
         heading: Its name, for instance "t-SNE".
+        axes: What the axes mean, the horizontal and the vertical one, for instance ("PC 1 · 34 %", "PC 2 · 12 %").
     """
 
     points: Any
     heading: str = ""
+    axes: tuple[str, str] = ("", "")
 
 
 @dataclass(frozen=True)
@@ -171,23 +173,31 @@ def scatter_panels(
     px, (width, height) = page.px, page.room
     legend = legend_picture(page, key, width)
     heading = px(30) if any(p.heading for p in panels) else 0
+    foot = px(28) if any(any(p.axes) for p in panels) else 0
     below = legend.height + px(18) if legend else 0
-    across = 1 if len(panels) == 1 else 2
+    across = 2 if len(panels) == 4 else len(panels)
     down = -(-len(panels) // across)
     gap = px(24)
     box_width = (width - (across - 1) * gap) // across
-    box_height = (height - below - (down - 1) * gap) // down - heading
+    box_height = (height - below - (down - 1) * gap) // down - heading - foot
     if len(panels) > 1:
         box_width = box_height = min(box_width, box_height)
     else:
         box_height = min(box_height, round(box_width * _aspect(places[0])))
-    block = box_height + heading + gap
-    canvas = Canvas(across * (box_width + gap) - gap, down * block - gap + below)
+    block = box_height + heading + foot + gap
+    across_all = max(across * (box_width + gap) - gap, legend.width if legend else 0)
+    canvas = Canvas(across_all, down * block - gap + below)
     for i, (panel, where) in enumerate(zip(panels, places, strict=True)):
         left, top = (i % across) * (box_width + gap), (i // across) * block
         canvas.text(left, top + px(17), panel.heading, px(BODY), color=INK, width=box_width)
         picture = _cloud(page, where, classes, key, box_width, box_height)
         canvas.paste(picture, left, top + heading)
+        baseline, half = top + heading + box_height + px(21), box_width / 2 - px(4)
+        for text, x, align in (
+            (panel.axes[1] and f"↑ {panel.axes[1]}", left, "left"),
+            (panel.axes[0] and f"{panel.axes[0]} →", left + box_width, "right"),
+        ):
+            canvas.text(x, baseline, text, px(SMALL), color=MUTED, width=half, align=align)
     if legend:
         canvas.paste(legend, 0, canvas.image.height - legend.height)
     return page.finish(canvas.image)

@@ -317,12 +317,12 @@ def _mark(canvas: Canvas, page: Page, card: Card, left: int, baseline: int) -> i
     if card.correct is None:
         return 0
     size = page.px(_MARK)
-    canvas.paste(_marker(card.correct, size), left, baseline - page.px(14.5))
+    canvas.paste(marker(card.correct, size), left, baseline - page.px(14.5))
     return size + page.px(7)
 
 
 @lru_cache(maxsize=16)
-def _marker(correct: bool, size: int) -> Image.Image:
+def marker(correct: bool, size: int) -> Image.Image:
     """A tick in a full disc or a cross in a ring, RGBA: told apart by shape as well as by colour."""
     fine = size * 8
     picture = Image.new("RGBA", (fine, fine), (*(_RIGHT if correct else _WRONG), 0))

@@ -1,5 +1,6 @@
 """How each visualization is computed: pure functions on any model, tensors in, tensors out."""
 
+from lit_viz.functional.activations import LayerMaps, activations, layer_maps, telling_layers
 from lit_viz.functional.cam import (
     activations_and_gradients,
     grad_cam,
@@ -9,10 +10,20 @@ from lit_viz.functional.cam import (
     layer_cam,
     upsampled,
 )
-from lit_viz.functional.embedding import PCA, align_signs, pca
+from lit_viz.functional.embedding import PCA, align_signs, pca, silhouette, trustworthiness
+from lit_viz.functional.faithfulness import (
+    Curves,
+    Randomization,
+    boxes_to_masks,
+    energy_inside,
+    insertion_deletion,
+    pointing_score,
+    randomization_check,
+)
 from lit_viz.functional.filters import filters, roughness
-from lit_viz.functional.guided import deconvnet, find_activations, guided_backprop
+from lit_viz.functional.guided import Activations, deconvnet, find_activations, guided_backprop
 from lit_viz.functional.integrated_gradients import completeness_error, integrated_gradients
+from lit_viz.functional.neighbors import Neighbors, knn_accuracy, nearest_neighbors, recall_at_k
 from lit_viz.functional.occlusion import check_window, occlusion, on_image
 from lit_viz.functional.patches import Responses, TopResponses, cut, merge, strongest
 from lit_viz.functional.receptive_field import (
@@ -22,26 +33,40 @@ from lit_viz.functional.receptive_field import (
     layer_table,
     receptive_field,
 )
+from lit_viz.functional.rollout import attention_rollout, attention_weights, recording_attention, rolled_out
 from lit_viz.functional.saliency import input_gradient, input_x_gradient, saliency
-from lit_viz.functional.smooth_grad import smooth_grad
 from lit_viz.functional.scores import class_scores, probabilities, resolve_target
+from lit_viz.functional.segmentation import best_threshold_iou, cut_out, iou, segment
+from lit_viz.functional.smooth_grad import smooth_grad
 from lit_viz.functional.tsne import tsne
 from lit_viz.functional.units import LayerUnits
 
 __all__ = [
     "PCA",
+    "Activations",
+    "Curves",
     "LayerInfo",
+    "LayerMaps",
     "LayerUnits",
+    "Neighbors",
+    "Randomization",
     "ReceptiveField",
     "Responses",
     "TopResponses",
+    "activations",
     "activations_and_gradients",
     "align_signs",
+    "attention_rollout",
+    "attention_weights",
+    "best_threshold_iou",
+    "boxes_to_masks",
     "check_window",
     "class_scores",
     "completeness_error",
     "cut",
+    "cut_out",
     "deconvnet",
+    "energy_inside",
     "filters",
     "find_activations",
     "format_layer_table",
@@ -51,21 +76,35 @@ __all__ = [
     "hires_cam",
     "input_gradient",
     "input_x_gradient",
+    "insertion_deletion",
     "integrated_gradients",
+    "iou",
+    "knn_accuracy",
     "last_spatial_layer",
     "layer_cam",
+    "layer_maps",
     "layer_table",
     "merge",
+    "nearest_neighbors",
     "occlusion",
     "on_image",
     "pca",
+    "pointing_score",
     "probabilities",
+    "randomization_check",
+    "recall_at_k",
     "receptive_field",
+    "recording_attention",
     "resolve_target",
+    "rolled_out",
     "roughness",
     "saliency",
+    "segment",
+    "silhouette",
     "smooth_grad",
     "strongest",
+    "telling_layers",
+    "trustworthiness",
     "tsne",
     "upsampled",
 ]

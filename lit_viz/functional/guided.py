@@ -37,6 +37,44 @@ _OTHERS = {
     "SoftplusBackward0": "Softplus",
     "TanhBackward0": "tanh",
 }
+# What brings the gradient back in the same way for every image.
+_LINEAR = {
+    "AccumulateGrad",
+    "AdaptiveAvgPool2DBackward0",
+    "AddBackward0",
+    "AddmmBackward0",
+    "AvgPool2DBackward0",
+    "CatBackward0",
+    "CloneBackward0",
+    "ConstantPadNdBackward0",
+    "ConvolutionBackward0",
+    "CudnnBatchNormBackward0",
+    "GatherBackward0",
+    "IndexBackward0",
+    "MeanBackward1",
+    "MmBackward0",
+    "MvBackward0",
+    "NativeBatchNormBackward0",
+    "PermuteBackward0",
+    "ReflectionPad2DBackward0",
+    "ReplicationPad2DBackward0",
+    "ReshapeAliasBackward0",
+    "SelectBackward0",
+    "SliceBackward0",
+    "SqueezeBackward0",
+    "SqueezeBackward1",
+    "SubBackward0",
+    "SumBackward0",
+    "SumBackward1",
+    "TBackward0",
+    "TransposeBackward0",
+    "UnsafeViewBackward0",
+    "UnsqueezeBackward0",
+    "ViewBackward0",
+}
+
+# Its own operators (RoI pooling, deformable convolution) are no activation functions.
+_TORCHVISION = "GeneratedBackwardFor_torchvision_"
 
 
 @dataclass(frozen=True)
@@ -46,10 +84,13 @@ class Activations:
     Attributes:
         rectifiers: Nodes of autograd of all ReLUs (and ReLU6), one for each call.
         others: Names of activation functions for which guided backprop and deconvnet have no rule.
+        switches: Whether anything but ReLUs may depend on the image, such as where a max pool had its maximum. If not,
+            deconvnet gives the same for every image.
     """
 
     rectifiers: list[Node]
     others: list[str]
+    switches: bool
 
     @property
     def note(self) -> str:
@@ -87,7 +128,7 @@ def guided_backprop(model: Model, images: Tensor, target: Target = None, *, scor
     Warns:
         UserWarning: If there are other activation functions as well (GELU, SiLU …), where the plain gradient passes.
 
-    >>> skip = lambda x: (10 * x - x.relu()).sum((1, 2), keepdim=True)[:, 0]
+    >>> skip = lambda x: (10 * x - x.relu()).flatten(1).sum(1, keepdim=True)
     >>> guided_backprop(skip, torch.tensor([[[[1.0, -1.0]]]]), 0)
     tensor([[[[10., 10.]]]])
     """
@@ -103,9 +144,10 @@ def deconvnet(model: Model, images: Tensor, target: Target = None, *, score: Sco
 
     from Zeiler & Fergus, *Visualizing and Understanding Convolutional Networks* (2014), as a rule of backprop in
     Simonyan, Vedaldi & Zisserman (2014), section 4; max pooling sends it to where the maximum was ("switches").
-    Arguments, result, errors and warnings are those of `guided_backprop`.
+    Nothing else ties it to the image: a network without max pooling gives every image the same picture, which a warning
+    says (Springenberg et al. 2015). Arguments, result, errors and further warnings are those of `guided_backprop`.
 
-    >>> skip = lambda x: (x.relu() + 10 * x).sum((1, 2), keepdim=True)[:, 0]
+    >>> skip = lambda x: (x.relu() + 10 * x).flatten(1).sum(1, keepdim=True)
     >>> deconvnet(skip, torch.tensor([[[[1.0, -1.0]]]]), 0)
     tensor([[[[11., 11.]]]])
     """
@@ -121,7 +163,7 @@ def find_activations(output: Tensor) -> Activations:
     Raises:
         UsageError: For a part compiled by TorchScript, whose inside can't be seen.
     """
-    rectifiers, others = [], set()
+    rectifiers, others, switches = [], set(), False
     for node in _nodes(output.grad_fn):
         name = node.name().split("::")[-1]
         if name == "ReluBackward0" or _is_rectifier(node, name):
@@ -132,9 +174,11 @@ def find_activations(output: Tensor) -> Activations:
             raise UsageError(
                 "a part of the model is compiled by TorchScript, so its ReLUs can't be found; load it anew."
             )
-        elif isinstance(node, torch.autograd.function.BackwardCFunction):
+        elif isinstance(node, torch.autograd.function.BackwardCFunction) and not name.startswith(_TORCHVISION):
             others.add(f"{name.removesuffix('Backward')} (of Python)")
-    return Activations(rectifiers, sorted(others))
+        elif name not in _LINEAR:
+            switches = True
+    return Activations(rectifiers, sorted(others), switches or bool(others))
 
 
 def _guided(before: Tensor, behind: Tensor) -> Tensor:
@@ -156,6 +200,12 @@ def _with_rule(rule: Rule, model: Model, images: Tensor, target: Target, score: 
             )
         if found.others:
             warnings.warn(f"guided backprop and deconvnet: {found.note}.", stacklevel=5)
+        if rule is _deconv and not found.switches:
+            warnings.warn(
+                "deconvnet gives the same for every image here, since the network has no max pooling; take "
+                "guided_backprop.",
+                stacklevel=5,
+            )
         for node in found.rectifiers:
             node.register_hook(lambda before, behind: (rule(before[0], behind[0]), *before[1:]))
 

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
-from tqdm.auto import tqdm
 
 from lit_viz.errors import UsageError
+from lit_viz.functional.baselines import Baseline, baseline_images
+from lit_viz.functional.batches import fitting, in_batches
 from lit_viz.functional.scores import (
     Model,
     Score,
     Target,
+    as_float,
     check_images,
     class_scores,
     probabilities,
@@ -24,10 +24,6 @@ from lit_viz.functional.scores import (
 from lit_viz.guard import untouched
 
 Pair = int | tuple[int, int]
-Baseline = float | Tensor | Literal["mean", "blur", "noise"]
-
-# Elements in one batch of occluded copies by default: 16 images of 3×224×224, or 196 of 3×64×64.
-BATCH_ELEMENTS = 16 * 3 * 224 * 224
 
 
 def occlusion(
@@ -95,16 +91,16 @@ def occlusion(
         raise UsageError(f"batch_size must be at least 1, got {batch_size}.")
     boxes = windows(size, window, stride)
     rows, columns = positions(size, window, stride)
-    link = probabilities if output == "probability" else _as_float
+    link = probabilities if output == "probability" else as_float
     with untouched(model), torch.no_grad():
         images = images.detach()
-        cover = _cover(images, baseline, window, seed)
-        batch_size = batch_size or max(1, BATCH_ELEMENTS // images[0].numel())
+        cover = baseline_images(images, baseline, sigma=max(window) / 4, seed=seed)
+        batch_size = batch_size or fitting(images[0])
 
         def uncovered(which: Tensor) -> Tensor:
             return class_scores(model, images[which], score=score)
 
-        full = _in_batches(uncovered, len(images), batch_size, images.device, progress=False)
+        full = in_batches(uncovered, len(images), batch_size, images.device)
         chosen = resolve_target(full, target)
         whole = link(full).gather(1, chosen[:, None])[:, 0]
 
@@ -117,7 +113,15 @@ def occlusion(
                 copy[:, top:bottom, left:right] = source[:, top:bottom, left:right]
             return link(class_scores(model, copies, score=score)).gather(1, chosen[which][:, None])[:, 0]
 
-        values = _in_batches(covered, len(images) * len(boxes), batch_size, images.device, progress)
+        values = in_batches(
+            covered,
+            len(images) * len(boxes),
+            batch_size,
+            images.device,
+            description="occlusion",
+            unit="patch",
+            progress=progress,
+        )
     heat = values.reshape(len(images), rows, columns)
     if returns == "heatmap":
         return heat
@@ -203,71 +207,3 @@ def check_window(window: Pair, stride: Pair, size: tuple[int, int]) -> tuple[tup
             f"take a smaller one, for instance window={max(1, min(size) // 4)}."
         )
     return (w[0], w[1]), (s[0], s[1])
-
-
-def _cover(images: Tensor, baseline: Baseline, window: tuple[int, int], seed: int) -> Tensor:
-    """What lies under the windows, (N, C, H, W)."""
-    if isinstance(baseline, str):
-        if baseline == "mean":
-            return images.mean(dim=(2, 3), keepdim=True).expand_as(images)
-        if baseline == "blur":
-            return gaussian_blur(images, max(window) / 4)
-        if baseline == "noise":
-            generator = torch.Generator().manual_seed(seed)
-            noise = torch.randn(images.shape, generator=generator, dtype=torch.float32).to(images)
-            return images.mean(dim=(2, 3), keepdim=True) + noise * images.std(dim=(2, 3), keepdim=True)
-        raise UsageError(f"baseline {baseline!r} is unknown; give a number, a tensor, 'mean', 'blur' or 'noise'.")
-    try:
-        return torch.as_tensor(baseline).to(images).expand_as(images)
-    except RuntimeError:
-        raise UsageError(
-            f"a baseline of shape {tuple(torch.as_tensor(baseline).shape)} does not broadcast to images "
-            f"{tuple(images.shape)}; one value per channel is shaped (C, 1, 1)."
-        ) from None
-
-
-def gaussian_blur(images: Tensor, sigma: float) -> Tensor:
-    """Separable Gaussian blur of (N, C, H, W) with edge pixels repeated beyond the border."""
-    radius = max(1, round(3 * sigma))
-    offsets = torch.arange(-radius, radius + 1, device=images.device, dtype=torch.float32)
-    kernel = torch.exp(-0.5 * (offsets / sigma) ** 2)
-    kernel = (kernel / kernel.sum()).to(images).reshape(1, 1, 1, -1)
-    n, c, h, w = images.shape
-    flat = images.reshape(n * c, 1, h, w)
-    flat = F.conv2d(F.pad(flat, (radius, radius, 0, 0), mode="replicate"), kernel)
-    flat = F.conv2d(F.pad(flat, (0, 0, radius, radius), mode="replicate"), kernel.transpose(2, 3))
-    return flat.reshape(n, c, h, w)
-
-
-def _in_batches(
-    run: Callable[[Tensor], Tensor], total: int, batch_size: int, device: torch.device, progress: bool
-) -> Tensor:
-    """Runs `run` over 0 … total−1 in batches, halving them whenever memory runs out."""
-    done: list[Tensor] = []
-    start = 0
-    with tqdm(total=total, desc="occlusion", unit="patch", delay=3, disable=not progress, leave=False) as bar:
-        while start < total:
-            pairs = torch.arange(start, min(start + batch_size, total), device=device)
-            try:
-                done.append(run(pairs))
-            except RuntimeError as error:
-                if not _out_of_memory(error) or batch_size == 1:
-                    raise
-                batch_size = max(1, batch_size // 2)
-            else:
-                start += len(pairs)
-                bar.update(len(pairs))
-                continue
-            # Outside the handler, so that the failed pass no longer holds its tensors.
-            if device.type == "cuda":
-                torch.cuda.empty_cache()
-    return torch.cat(done)
-
-
-def _out_of_memory(error: RuntimeError) -> bool:
-    told = ("can't allocate memory", "out of memory", "CUDNN_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_ALLOC_FAILED")
-    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in told)
-
-
-def _as_float(scores: Tensor) -> Tensor:
-    return scores if scores.dtype == torch.float64 else scores.float()

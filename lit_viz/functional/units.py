@@ -23,7 +23,8 @@ class LayerUnits(nn.Module):
         model: The network; not changed.
         layer: Dotted name, see `lit_viz.layers.find_layer`.
         place: Which unit of a channel: "max" (the one that responds most), "mean" (of all), a row and column, or
-            these for each image, int64 (N, 2).
+            these for each image, int64 (N, 2). Tokens have one row each, class token and registers among them, as in
+            `receptive_field`.
         call: Which call of the layer, where a forward pass calls it several times; −1 for the last.
 
     Raises:
@@ -41,7 +42,7 @@ class LayerUnits(nn.Module):
             check_choice("place", place, ("max", "mean", "a row and column"))
         self.model, self.place, self.call = model, place, call
         self.layer = find_layer(model, layer)[0]
-        self.train(model.training)
+        self.training = model.training  # alone: a frozen batch norm inside stays frozen
 
     def forward(self, images: Tensor) -> Tensor:
         """From images (N, C, H, W) to responses (N, channels)."""

@@ -34,12 +34,14 @@ class Network:
         class_names: One name per score; None where not known, or where the head is new.
         pixel_space: How the images it was trained on were normalised; None where not known.
         new_head: Whether the head starts anew, for other classes than the weights'.
+        image_size: Side in pixels of the images it was evaluated on; None where not known.
     """
 
     module: nn.Module
     class_names: tuple[str, ...] | None = None
     pixel_space: PixelSpace | None = None
     new_head: bool = False
+    image_size: int | None = None
 
 
 def load_network(
@@ -197,7 +199,7 @@ def _trained_torchvision(name: str, weights: str, options: dict[str, Any]) -> Ne
         ) from error
     preset = entry.transforms()
     space = PixelSpace(tuple(preset.mean), tuple(preset.std), f"what {entry} was trained with")
-    return Network(module, tuple(entry.meta["categories"]), space)
+    return Network(module, tuple(entry.meta["categories"]), space, image_size=int(preset.crop_size[0]))
 
 
 def _trained_lite0(make: Callable[..., nn.Module], weights: str, options: dict[str, Any]) -> Network:
@@ -212,7 +214,7 @@ def _trained_lite0(make: Callable[..., nn.Module], weights: str, options: dict[s
     _load_state(module, _read_checkpoint(file), str(file))
     # The names of ImageNet's classes come with any of torchvision's entries, in the same order.
     names = torchvision.models.EfficientNet_B0_Weights.IMAGENET1K_V1.meta["categories"]
-    return Network(module, tuple(names), _LITE0_SPACE)
+    return Network(module, tuple(names), _LITE0_SPACE, image_size=224)
 
 
 def _looks_like_path(weights: str | Path) -> bool:
@@ -308,7 +310,7 @@ def _adapt(network: Network, what: str, num_classes: int | None, in_channels: in
         if space is not None:
             mean, std = sum(space.mean) / len(space.mean), sum(space.std) / len(space.std)
             space = PixelSpace((mean,), (std,), f"{space.source}, averaged")
-    return Network(module, class_names, space, new_head)
+    return Network(module, class_names, space, new_head, network.image_size)
 
 
 def _heads(module: nn.Module) -> list[nn.Linear | nn.Conv2d]:

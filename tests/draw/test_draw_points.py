@@ -241,3 +241,21 @@ def test_pictures_are_the_same_from_any_thread() -> None:
         for others in pool.map(pages, range(8)):
             for one, other in zip(first, others, strict=True):
                 np.testing.assert_array_equal(one, other)
+
+
+def test_axes_are_written_below_their_panel_and_not_over_points() -> None:
+    points = np.random.default_rng(0).normal(size=(50, 2))
+    plain = draw.scatter_panels([draw.Panel(points, "a"), draw.Panel(points, "b")])
+    named = draw.scatter_panels([draw.Panel(points, "a", ("PC 1 · 40 %", "PC 2 · 9 %")), draw.Panel(points, "b")])
+    assert max(named.shape) <= 1000 and named.shape[0] == plain.shape[0] + 28
+    same = (named[: plain.shape[0] - 40] == plain[:-40]).all()
+    assert same  # panels themselves are as they were
+    assert (named[-68:, :480] < 255).any() and (named[-68:, 520:] == 255).all()
+
+
+@pytest.mark.parametrize("count", [3, 4])
+def test_a_legend_that_is_wider_than_the_panels_is_not_cut(count: int) -> None:
+    points, labels = np.random.default_rng(0).normal(size=(60, 2)), np.arange(60) % 12
+    wide = draw.scatter_panels([draw.Panel(points, "a")] * count, labels, [f"class number {i}" for i in range(12)])
+    one = draw.scatter_panels([draw.Panel(points, "a")], labels, [f"class number {i}" for i in range(12)])
+    assert np.array_equal(wide[-116:-40], one[-116:-40]) and (wide[-116:-40] < 250).any()

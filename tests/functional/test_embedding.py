@@ -1,4 +1,4 @@
-"""PCA against scikit-learn, and the signs that keep pictures comparable."""
+"""PCA and what is measured on a picture against scikit-learn, and the signs that keep pictures comparable."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import sklearn.decomposition
 import torch
+from sklearn.manifold import trustworthiness as trusted
+from sklearn.metrics import silhouette_score
 from torch import Tensor
 
 from lit_viz.errors import UsageError
-from lit_viz.functional import align_signs, pca
+from lit_viz.functional import align_signs, pca, silhouette, trustworthiness
 
 
 def cloud(count: int, dimensions: int, seed: int = 0) -> Tensor:
@@ -125,3 +127,44 @@ def test_pca_does_not_depend_on_the_default_type() -> None:
         assert align_signs(expected, -expected).dtype == torch.float32
     finally:
         torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("classes", [2, 7, 40])
+def test_silhouette_equals_scikit_learns(classes: int) -> None:
+    labels = torch.randint(0, classes, (300,), generator=torch.Generator().manual_seed(0))
+    labels[5] = classes  # alone in its class
+    features = cloud(300, 6) + 4 * torch.nn.functional.one_hot(labels % 6, 6)
+    expected = silhouette_score(features.numpy(), labels.numpy())
+    assert silhouette(features, labels) == pytest.approx(expected, abs=1e-9)
+    assert silhouette(features.float(), labels) == pytest.approx(expected, abs=1e-4)
+    unknown = torch.cat([labels, torch.full((20,), -1)])
+    assert silhouette(torch.cat([features, 100 * cloud(20, 6)]), unknown) == pytest.approx(expected, abs=1e-9)
+
+
+def test_silhouette_of_points_and_of_one_heap() -> None:
+    labels = torch.arange(40) % 4
+    assert silhouette(torch.eye(4)[labels], labels) == pytest.approx(1)
+    assert silhouette(torch.zeros(40, 3), labels) == 0
+
+
+@pytest.mark.parametrize("k", [1, 5, 12])
+def test_trustworthiness_equals_scikit_learns(k: int) -> None:
+    features = cloud(300, 8)
+    for points in (pca(features).points, cloud(300, 2, 1), features):
+        expected = trusted(features.numpy(), points.numpy(), n_neighbors=k)
+        assert trustworthiness(features, points, k) == pytest.approx(expected, abs=1e-12)
+    assert trustworthiness(features, features, k) == 1
+
+
+def test_mistakes_in_measures() -> None:
+    for labels, words in (
+        (torch.zeros(6), r"got 1 class\(es\)"),
+        (torch.arange(6), r"got 6 class\(es\)"),
+        (torch.zeros(5), r"\(5,\) labels given"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            silhouette(torch.randn(6, 2), labels.long())
+    with pytest.raises(UsageError, match="3 neighbours are too many of 6 samples"):
+        trustworthiness(torch.randn(6, 2), torch.randn(6, 2), 3)
+    with pytest.raises(UsageError, match="5 points given for 6 samples"):
+        trustworthiness(torch.randn(6, 2), torch.randn(5, 2), 1)

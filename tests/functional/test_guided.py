@@ -8,18 +8,28 @@ from collections.abc import Callable
 import pytest
 import torch
 import torchvision.models as tv
+import torchvision.ops as tv_ops
 from captum.attr import Deconvolution, GuidedBackprop
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lit_viz.errors import UsageError
 from lit_viz.functional import LayerUnits, deconvnet, find_activations, guided_backprop, input_gradient
-from tests.functional.test_saliency import images, relative
+from tests.functional.test_saliency import images, relative, small
 
 Network = Callable[[str], nn.Module]
 
 # Every ReLU a module, so that Captum sees it; no skip path reads a ReLU's input.
-CAPTUM_IS_RIGHT = ["alexnet", "resnet18", "vgg11_bn", "resnext50_32x4d", "squeezenet1_1", "regnet_x_400mf", "vgg16"]
+CAPTUM_IS_RIGHT = [
+    "alexnet",
+    "vgg16",
+    "vgg11_bn",
+    "resnet18",
+    "resnet50",
+    "resnext50_32x4d",
+    "squeezenet1_1",
+    "regnet_x_400mf",
+]
 
 
 def plain(x: Tensor) -> Tensor:
@@ -157,6 +167,18 @@ def test_efficientnet_lite0_is_all_relu6(network: Network, photographs: Tensor) 
     assert len(found.rectifiers) == 33 > sum(isinstance(m, nn.ReLU6) for m in model.modules())
 
 
+@pytest.mark.parametrize("name", ["alexnet", "resnet18", "regnet_x_400mf", "mobilenet_v3_small", "efficientnet_lite0"])
+def test_deconvnet_says_where_every_image_gives_the_same(name: str, network: Network) -> None:
+    """Said exactly where it is true, found out with two images."""
+    model, x = network(name), images(2, 3, 64, 64)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = deconvnet(model, x, 3)
+    same = relative(found[:1], found[1:]) < 1e-4
+    assert any("the same for every image" in str(w.message) for w in caught) == same
+    assert same == (name in ("regnet_x_400mf", "efficientnet_lite0"))
+
+
 def test_activations_without_a_rule_are_named() -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.GELU(), nn.Conv2d(4, 4, 3), nn.SiLU(), nn.ReLU(), nn.Flatten())
     with pytest.warns(UserWarning, match="no rule for GELU, SiLU"):
@@ -169,6 +191,12 @@ def test_activations_without_a_rule_are_named() -> None:
 def test_networks_without_relu_are_refused(name: str, network: Network) -> None:
     with pytest.raises(UsageError, match="only GELU"):
         guided_backprop(network(name), images(1, 3, 64, 64), 0)
+
+
+def test_pooling_of_regions_is_no_activation_function() -> None:
+    x, box = images(1, 3, 6, 6).requires_grad_(), torch.tensor([[0.0, 0.0, 0.0, 5.0, 5.0]])
+    found = find_activations(tv_ops.roi_align(x.relu(), box, 2).sum())
+    assert len(found.rectifiers) == 1 and found.others == []
 
 
 def test_mobilenet_v3_is_told_of_hardswish(network: Network) -> None:
@@ -207,6 +235,9 @@ def test_circumstances(function: Callable[..., Tensor], network: Network) -> Non
     with torch.autocast("cpu", torch.bfloat16):
         rough = function(model, x, target)
     assert torch.nn.functional.cosine_similarity(rough.flatten(1), expected.flatten(1)).min() > 0.95
+    many = images(64, 3, 12, 10)
+    each = torch.cat([function(small(), one[None], 3) for one in many])
+    torch.testing.assert_close(function(small(), many, 3), each, rtol=1e-4, atol=1e-7)
 
 
 def test_units_of_a_layer(network: Network) -> None:
@@ -263,3 +294,10 @@ def test_nothing_is_left_behind(function: Callable[..., Tensor], network: Networ
     (gradient,) = torch.autograd.grad(loss, x)
     (again,) = torch.autograd.grad(model(x).sum(), x)
     assert torch.equal(gradient, again)
+
+
+def test_a_frozen_batch_norm_stays_frozen(network: Network) -> None:
+    model = network("resnet18").train()
+    model.bn1.eval()
+    LayerUnits(model, "layer1")
+    assert not model.bn1.training and model.layer1.training

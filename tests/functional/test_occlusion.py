@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from lit_viz.errors import UsageError
 from lit_viz.functional import occlusion
-from lit_viz.functional.occlusion import gaussian_blur, positions, spread, windows
+from lit_viz.functional.baselines import gaussian_blur
+from lit_viz.functional.occlusion import positions, spread, windows
 
 Network = Callable[[str], nn.Module]
 

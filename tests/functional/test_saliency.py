@@ -48,7 +48,8 @@ def small(inplace: bool = True) -> nn.Sequential:
 
 
 @pytest.mark.parametrize(
-    "name", ["alexnet", "resnet18", "vgg11_bn", "mobilenet_v3_small", "vit", "swin_t", "convnext_tiny"]
+    "name",
+    ["alexnet", "resnet18", "vgg11_bn", "densenet121", "mobilenet_v3_small", "vit", "swin_t", "convnext_tiny"],
 )
 def test_equals_captum(name: str, network: Network) -> None:
     model, x = network(name), images(2, 3, *SIZES.get(name, (64, 64)))
