@@ -41,8 +41,9 @@ def attribution_sheet(
     limits: Limits = None,
     method: str = "bicubic",
     measure: str = "",
+    notes: Sequence[str] = (),
 ) -> np.ndarray:
-    """One card for each probe image.
+    """One card for each probe image: the image, the map, and the map over the image.
 
     Args:
         look: The look.
@@ -58,6 +59,7 @@ def attribution_sheet(
             maps as they are shown: where images are larger than their place, averaging takes off the peaks.
         method: How maps are enlarged, "nearest" for cells.
         measure: Name of the largest value, to be given in captions.
+        notes: More to say of each map.
     """
     images = draw.to_uint8(look.pixels.to_color(look.images))
     heats = [np.where(np.isfinite(heat), heat, np.nan) for heat in maps.double().cpu().numpy()]
@@ -67,10 +69,12 @@ def attribution_sheet(
     def cards(
         pictures: Sequence[Sequence[NDArray[np.uint8]]], ranges: Sequence[tuple[float, float]]
     ) -> list[draw.Card]:
-        notes = [_note(heat, *r, measure, limits == "each") for heat, r in zip(heats, ranges, strict=True)]
+        told = [_note(heat, *r, measure, limits == "each") for heat, r in zip(heats, ranges, strict=True)]
         return [
-            draw.Card(row, caption, " · ".join(text for text in (detail, note) if text), correct)
-            for row, (caption, detail, correct), note in zip(pictures, captions, notes, strict=True)
+            draw.Card(row, caption, " · ".join(text for text in (detail, *said) if text), correct)
+            for row, (caption, detail, correct), said in zip(
+                pictures, captions, zip(told, notes or [""] * len(told), strict=True), strict=True
+            )
         ]
 
     sizes = draw.tile_sizes(
@@ -97,27 +101,51 @@ def attribution_sheet(
     return draw.sheet(cards(pictures, ranges), columns=columns, title=title, subtitle=subtitle, colorbar=colorbar)
 
 
+def gradient_sheet(
+    look: Look,
+    gradients: Sequence[Tensor],
+    *,
+    columns: Sequence[str],
+    title: str,
+    subtitle: str,
+    captions: Sequence[str] | None = None,
+) -> np.ndarray:
+    """One card for each probe image: the image, and signed gradients as pictures around mid-grey.
+
+    Args:
+        look: The look.
+        gradients: (N, C, H, W) each, one for each further column.
+        columns: Headings, that of the image first.
+        title: Of the picture; epoch and step are added.
+        subtitle: How to read it.
+        captions: Instead of the class and its probability.
+    """
+    images = draw.to_uint8(look.pixels.to_color(look.images))
+    pictures = [draw.around_grey(gradient) for gradient in gradients]
+    cards = []
+    for i, (caption, detail, correct) in enumerate(look.captions()):
+        silent = all(not gradient[i].any() for gradient in gradients)
+        if captions is not None:
+            caption, detail, correct = captions[i], "", None
+        note = " · ".join(text for text in (detail, "no signal reaches the pixels" if silent else "") if text)
+        cards.append(draw.Card([images[i], *(picture[i] for picture in pictures)], caption, note, correct))
+    return draw.sheet(cards, columns=columns, title=f"{title} · {look.when}", subtitle=subtitle)
+
+
 def _ranges(maps: Sequence[NDArray[np.float64]], limits: Limits) -> list[tuple[float, float]]:
     """Lowest and highest value of the colours of each map."""
     finite = [heat[np.isfinite(heat)] for heat in maps]
     if limits == "each":
         return [(float(v.min()), float(v.max())) if v.size else (0.0, 1.0) for v in finite]
     if limits == "shared":
-        return [(0.0, _bright(np.concatenate(finite)))] * len(maps)
+        return [(0.0, draw.bright_end(np.concatenate(finite)))] * len(maps)
     if limits is None:
-        return [(0.0, _bright(v)) for v in finite]
+        return [(0.0, draw.bright_end(v)) for v in finite]
     pairs = np.asarray(limits, dtype=float)
     if pairs.shape not in ((2,), (len(maps), 2)):
         raise UsageError(f"limits must be one pair (low, high) or one for each of the {len(maps)} maps.")
     pairs = np.where(np.isfinite(pairs).all(axis=-1, keepdims=True), pairs, [0.0, 1.0])
     return [(float(low), float(high)) for low, high in np.broadcast_to(pairs, (len(maps), 2))]
-
-
-def _bright(values: NDArray[np.float64]) -> float:
-    """What one value in a hundred exceeds; the largest one if that is nothing."""
-    if not values.size:
-        return 1.0
-    return max(0.0, float(np.percentile(values, 99))) or max(0.0, float(values.max()))
 
 
 def _note(heat: NDArray[np.float64], low: float, high: float, measure: str, ranged: bool) -> str:

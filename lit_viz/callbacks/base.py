@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 import traceback
 from collections import Counter
@@ -18,7 +17,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from lit_viz.errors import UsageError, check_at_least, check_choice, nearest
+from lit_viz.errors import UsageError, check_at_least, check_choice
+from lit_viz.functional.classes import class_index, names_of, two_classes
 from lit_viz.functional.scores import Score, class_scores, probabilities, resolve_target
 from lit_viz.layers import convolutions, find_layer
 from lit_viz.pixels import PixelSpace, find_pixel_space, given_pixel_space, guess_pixel_space
@@ -202,14 +202,15 @@ class VisualizationCallback(Callback):
     def check(self, look: Look) -> None:
         """Raises `UsageError` for what can't work on this model and these images; called before the first step."""
 
-    def visualize(self, look: Look) -> Mapping[str, np.ndarray]:
+    def visualize(self, look: Look) -> Mapping[str, np.ndarray | float]:
         """Draws.
 
         Args:
             look: The model, the probe images and what is known of them, inside the guard.
 
         Returns:
-            Pictures, uint8 (H, W, 3), by the last part of their tag ("probe" becomes "saliency/probe").
+            Pictures, uint8 (H, W, 3), and numbers, which become curves over the run, by the last part of their tag
+            ("probe" becomes "saliency/probe").
         """
         raise NotImplementedError(f"{type(self).__name__} must override visualize().")
 
@@ -375,7 +376,7 @@ class VisualizationCallback(Callback):
             images=to_network(trainer, pl_module, images),
             labels=labels,
             names=None if self._probe is None else self._probe.names,
-            class_names=self.class_names or next((n for n in map(_names_of, data) if n), None),
+            class_names=self.class_names or next((n for n in map(names_of, data) if n), None),
             pixels=self.pixels or told or guess_pixel_space(images),
             step=trainer.global_step,
             epoch=trainer.current_epoch,
@@ -410,7 +411,7 @@ class VisualizationCallback(Callback):
         if self.class_names is not None and len(self.class_names) != classes:
             raise UsageError(f"{len(self.class_names)} class_names given for {classes} classes.")
         if of_data is None or len(of_data) != classes:
-            of_model = (_names_of(m) for m in (look.model, *look.model.children()))
+            of_model = (names_of(m) for m in (look.model, *look.model.children()))
             look.class_names = next((n for n in of_model if n and len(n) == classes), None)
             # Ten photographs say nothing about the classes of an ImageNet network.
             look.labels = look.labels if of_data is None else None
@@ -427,8 +428,8 @@ class VisualizationCallback(Callback):
 
         def run() -> None:
             with self.looking(trainer, pl_module):
-                pictures = self.visualize(self.look(trainer, pl_module))
-            self.write(trainer, pictures)
+                drawn = self.visualize(self.look(trainer, pl_module))
+            self.write(trainer, drawn)
 
         self.attempt(trainer, run, "draw")
 
@@ -436,14 +437,20 @@ class VisualizationCallback(Callback):
         """To all loggers of the run, and the folder."""
         return Writer(trainer.loggers, self.folder)
 
-    def write(self, trainer: Trainer, pictures: Mapping[str, np.ndarray], step: int | None = None) -> None:
-        """Rank zero writes pictures to all loggers."""
+    def write(self, trainer: Trainer, drawn: Mapping[str, np.ndarray | float], step: int | None = None) -> None:
+        """Rank zero writes pictures and numbers to all loggers."""
         if not trainer.is_global_zero:
             return
         writer = self.writer(trainer)
-        for variant, picture in pictures.items():
-            tag = f"{self.name}/{variant}"
-            writer.picture(tag, picture, trainer.global_step if step is None else step)
+        step = trainer.global_step if step is None else step
+        tagged = {f"{self.name}/{variant}": value for variant, value in drawn.items()}
+        numbers = {tag: float(value) for tag, value in tagged.items() if np.ndim(value) == 0}
+        if numbers:
+            writer.scalars(numbers, step)
+        for tag, picture in tagged.items():
+            if tag in numbers:
+                continue
+            writer.picture(tag, picture, step)
             if writer.active:
                 self.written[tag] += 1
         writer.flush()
@@ -500,12 +507,12 @@ class VisualizationCallback(Callback):
             assert look.labels is not None
             return torch.where(look.labels < 0, scores.argmax(dim=1), look.labels)
         if isinstance(target, (int, str)):
-            return torch.tensor(_class_index(target, look.class_names))
+            return torch.tensor(class_index(target, look.class_names))
         if not isinstance(target, Sequence):
             raise UsageError(f"a target is 'label', 'predicted', a class index or a class name, not {target!r}.")
         if len(target) != len(scores):
             raise UsageError(f"{len(target)} targets given for {len(scores)} probe images.")
-        return torch.tensor([_class_index(t, look.class_names) for t in target])
+        return torch.tensor([class_index(t, look.class_names) for t in target])
 
 
 def layer_list(layers: str | Sequence[str] | None) -> list[str] | None:
@@ -522,41 +529,12 @@ def layer_list(layers: str | Sequence[str] | None) -> list[str] | None:
     return list(names)
 
 
-def two_classes(score: Score | None) -> Score:
-    """For a network with one logit z: scores −z/2 and z/2, whose softmax is the logistic function of z."""
-
-    def run(output: Any) -> Tensor:
-        one = output if score is None else score(output)
-        one = one.reshape(len(one), 1)
-        return torch.cat([-one / 2, one / 2], dim=1)
-
-    return run
-
-
 def _largest(trainer: Trainer, value: int) -> int:
     """The largest value over all ranks; a collective."""
     if trainer.world_size == 1:
         return value
     tensor = torch.tensor(float(value), device=trainer.strategy.root_device)
     return int(trainer.strategy.reduce(tensor, reduce_op="max"))
-
-
-def _class_index(target: int | str, names: list[str] | None) -> int:
-    if not isinstance(target, (int, str)):
-        raise UsageError(f"a target is 'label', 'predicted', a class index or a class name, not {target!r}.")
-    if isinstance(target, int):
-        return target
-    folded = [n.casefold() for n in names or ()]
-    if target.casefold() in folded:
-        return folded.index(target.casefold())
-    with_word = [i for i, name in enumerate(folded) if target.casefold() in re.split(r"[\s,;_-]+", name)]
-    if len(with_word) == 1:
-        return with_word[0]  # "cat" is "chelsea the cat" where no other class has that word
-    if target.isdigit():
-        return int(target)
-    if names is None:
-        raise UsageError(f"target {target!r} can't be found: the classes have no names here; give class_names.")
-    raise UsageError(f"there is no class {target!r}; {nearest(target, names)}")
 
 
 def _visualizations(trainer: Trainer) -> list[VisualizationCallback]:
@@ -567,15 +545,3 @@ def _data_sources(trainer: Trainer, index: int) -> list[Any]:
     """Where class names and normalisation may stand, best first."""
     loader = dataloader(trainer, index)
     return [getattr(trainer, "datamodule", None), getattr(loader, "dataset", None), loader]
-
-
-def _names_of(source: Any) -> list[str] | None:
-    for _ in range(6):
-        for attribute in ("class_names", "classes"):
-            names = getattr(source, attribute, None)
-            if isinstance(names, (list, tuple)) and names and all(isinstance(n, str) for n in names):
-                return list(names)
-        source = getattr(source, "dataset", None) or next(iter(getattr(source, "datasets", None) or []), None)
-        if source is None:
-            return None
-    return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -11,26 +11,26 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
-from torch.nn import functional as F
 
 from lit_viz import draw, functional
 from lit_viz.background import EmbeddingWorker
 from lit_viz.callbacks.base import Look
-from lit_viz.callbacks.collecting import Batch, CollectingCallback, Tap
-from lit_viz.errors import UsageError, check_at_least
-from lit_viz.functional.scores import class_scores
-from lit_viz.layers import as_maps, capture, find_layer, head_of
-from lit_viz.pixels import PixelSpace
-from lit_viz.probing import dataloader
-from lit_viz.state import Accumulator, FeatureBank, Features
+from lit_viz.callbacks.features import FeatureCallback
+from lit_viz.errors import UsageError, check_choice
+from lit_viz.functional.tsne import ENGINES, available_engine
+from lit_viz.probing import evenly_spaced
+from lit_viz.state import Features
 
 READ = (
     "Each point is a validation image, placed by its features in {layer}. "
     "Images that the network holds for alike lie close."
 )
+MOST_LAYERS = 4  # panels that can be read on one picture
+MEASURED = 1000  # samples that the curves are measured on
+NEIGHBORS = 10
 
 
-class Embeddings(CollectingCallback):
+class Embeddings(FeatureCallback):
     """Where the validation images lie in feature space (the lecture's t-SNE; van der Maaten & Hinton 2008).
 
     t-SNE runs in a low-priority process beside training; each embedding starts from the one before, so that the
@@ -38,15 +38,23 @@ class Embeddings(CollectingCallback):
     are ready, and the last ones before `fit` returns; where t-SNE fails or takes too long they show PCA alone.
 
     Tags: `embeddings/<layer>` (PCA and t-SNE), `embeddings/<layer>/map` and `embeddings/<layer>/grid` (thumbnails), and
-    an entry in the projector at the end.
+    an entry in the projector at the end. Of several layers `embeddings/pca` and `embeddings/tsne` show one panel each,
+    and thumbnails are those of the last one.
+
+    Curves, of up to 1,000 of the images: `embeddings/<layer>/silhouette` (`functional.silhouette`) and
+    `embeddings/<layer>/knn_accuracy` (`functional.knn_accuracy`, 10 neighbours, Euclidean) tell how well classes come
+    apart among the features; `embeddings/<layer>/explained_variance` how much of the variance the PCA shows, and
+    `embeddings/<layer>/trustworthiness` (`functional.trustworthiness`, 10 neighbours) how far neighbours in the picture
+    (t-SNE's, or PCA's where there is no other) are neighbours among the features.
 
     Args:
-        layer: Dotted name of a layer whose output to show; by default the input of the classifier head. Maps are
-            averaged over places, tokens over tokens.
+        layer: Dotted name of a layer whose output to show, or up to four of them; by default the input of the
+            classifier head. Maps are averaged over places, tokens over tokens.
         methods: "pca", "tsne" or both.
         max_samples: How many validation images at most, chosen at random (always the same) from those that a validation
             pass goes through.
         perplexity: Of t-SNE: effective number of neighbours.
+        engine: Of t-SNE, see `functional.tsne`; "auto" takes the quickest for so many samples.
         projector: Also write an entry for TensorBoard's projector, at the end.
         thumbnails: Draw the map and the grid of thumbnails.
         thumbnail_size: Side of a thumbnail in pixels.
@@ -58,203 +66,165 @@ class Embeddings(CollectingCallback):
 
     def __init__(
         self,
-        layer: str | None = None,
+        layer: str | Sequence[str] | None = None,
         *,
         methods: Literal["pca", "tsne"] | Sequence[Literal["pca", "tsne"]] = ("pca", "tsne"),
         max_samples: int = 1000,
         perplexity: float = 30.0,
+        engine: Literal["auto", "exact", "sklearn", "opentsne"] = "auto",
         projector: bool = True,
         thumbnails: bool = True,
         thumbnail_size: int = 48,
         patience: float = 120.0,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
-        if layer is not None and not isinstance(layer, str):
-            raise UsageError(f"layer is the dotted name of a layer, not {layer!r}.")
+        super().__init__(layer, max_samples=max_samples, thumbnail_size=thumbnail_size, **kwargs)
+        if self.layer is not None and len(self.layer) > MOST_LAYERS:
+            raise UsageError(f"{len(self.layer)} layers are too many for a picture: name up to {MOST_LAYERS}.")
         methods = [methods] if isinstance(methods, str) else list(methods)
         unknown = [m for m in methods if m not in ("pca", "tsne")]
         if unknown or not methods:
             raise UsageError(f"methods are 'pca' and 'tsne', not {unknown or 'none'}.")
-        check_at_least("max_samples", max_samples, 5)
-        check_at_least("thumbnail_size", thumbnail_size, 4)
         if not perplexity >= 1:
             raise UsageError(f"perplexity is a number of neighbours, at least 1; got {perplexity}.")
-        self.layer, self.methods, self.max_samples = layer, tuple(methods), max_samples
-        self.perplexity, self.projector, self.thumbnails = perplexity, projector, thumbnails
-        self.thumbnail_size, self.patience = thumbnail_size, patience
-        self.features: Features | None = None
-        self.points: dict[str, Tensor] = {}
-        self._tapped: tuple[str, Literal["output", "input"]] = ("", "output")
-        self._dimensions = 0
-        self._size = (0, 0)
-        self._bank: FeatureBank | None = None
-        self._wanted: Tensor | None = None
-        self._pixels = PixelSpace()
-        self._class_names: list[str] | None = None
+        check_choice("engine", engine, ENGINES)
+        try:
+            available_engine(engine)
+        except ValueError as error:
+            raise UsageError(f"{error} It comes with lit-viz's extra: pip install 'lit-viz[opentsne]'.") from None
+        self.methods, self.perplexity, self.engine = tuple(methods), perplexity, engine
+        self.projector, self.thumbnails, self.patience = projector, thumbnails, patience
+        self.points: dict[str, dict[str, Tensor]] = {}  # the last ones, of each layer by method
         self._samples: Tensor | None = None
         self._worker: EmbeddingWorker | None = None
 
-    def layer_names(self) -> Sequence[str]:
-        return [self.layer] if self.layer else ()
-
     def check(self, look: Look) -> None:
-        def run() -> Any:
-            with torch.no_grad():
-                return look.model(look.images)
-
-        if self.layer is None:
-            self._tapped = self._input_of_head(look), "input"
-        else:
-            self._tapped = find_layer(look.model, self.layer)[0], "output"
-        self._size = (look.images.shape[2], look.images.shape[3])
-        with capture(look.model, [self._tapped[0]], where=self._tapped[1], reduce=self._vectors) as values:
-            run()
-        (calls,) = values.values()
-        if not calls:
-            raise UsageError(f"layer '{self._tapped[0]}' takes no part in the forward pass, so it has no features.")
-        self._dimensions = calls[0].shape[1]
+        super().check(look)
         if "tsne" in self.methods and look.model.trainer.is_global_zero and self._worker is None:
             self._worker = EmbeddingWorker()
             self._worker.start()
-        self._pixels, self._class_names = look.pixels, look.class_names
-
-    def _input_of_head(self, look: Look) -> str:
-        try:
-            with torch.no_grad():
-                scores = class_scores(look.model, look.images, score=look.score)
-                return head_of(look.model, lambda: look.model(look.images), scores.shape[1])
-        except UsageError as error:
-            raise UsageError(f"{error} Or name the layer whose output to show: layer=...") from error
-
-    def begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        assert self._probe is not None
-        channels, height, width = self._probe.images.shape[1:]
-        scale = self.thumbnail_size / max(height, width)
-        size = (channels, max(1, round(height * scale)), max(1, round(width * scale)))
-        self._bank = FeatureBank(self.max_samples, self._dimensions, size).to(pl_module.device)
-        passing = _passing(trainer, self.dataloader_idx)
-        self._wanted = None
-        if passing > self.max_samples:
-            self._wanted = torch.zeros(passing, dtype=torch.bool)
-            # At random, since classes often come in turn; with a generator of its own, and always the same.
-            order = torch.randperm(passing, generator=torch.Generator().manual_seed(self.seed))
-            self._wanted[order[: self.max_samples]] = True
-
-    def taps(self) -> Sequence[Tap]:
-        return [Tap(*self._tapped, lambda values: self._vectors(values).clone())]
-
-    def update(self, batch: Batch, values: Sequence[Any]) -> None:
-        assert self._bank is not None and self.indices is not None
-        keep = torch.ones(len(batch.images), dtype=torch.bool)
-        if self._wanted is not None:
-            # Where their index is unknown samples are numbered as they come, over all ranks.
-            keep = self._wanted[batch.samples.cpu().clamp(max=len(self._wanted) - 1)]
-        keep = keep.to(batch.images.device)
-        if not keep.any():
-            return
-        small = F.interpolate(batch.images[keep].float(), size=self._bank.thumbnails.shape[-2:], mode="area")
-        colors = (self._pixels.to_color(small) * 255).round().to(torch.uint8)
-        labels = batch.labels if batch.labels is not None else torch.full_like(batch.samples, -1)
-        self._bank.update(values[0][keep], labels[keep], batch.samples[keep], colors)
-
-    def _vectors(self, values: Tensor) -> Tensor:
-        """One float32 vector for each image: maps are averaged over places, tokens over tokens."""
-        if values.dim() == 2:
-            return values.float()
-        return as_maps(values, image_size=self._size).float().mean(dim=(2, 3))
-
-    def metrics(self) -> dict[str, Accumulator]:
-        assert self._bank is not None
-        return {"features": self._bank}
 
     def finish(self, results: dict[str, Any]) -> None:
-        found: Features = results["features"]
-        count = self.max_samples
-        self.features = Features(
-            found.values[:count].cpu(),
-            found.labels[:count].cpu(),
-            found.samples[:count].cpu(),
-            found.thumbnails[:count].cpu(),
-        )
+        super().finish(results)
+        assert self.features is not None
         if self._samples is None or not torch.equal(self._samples, self.features.samples):
             # Other samples than last time: there is nothing to align with.
             self._samples, self.points = self.features.samples, {}
-            if self._worker is not None:
-                self._worker.last = None
 
-    def visualize(self, look: Look) -> Mapping[str, np.ndarray]:
+    def visualize(self, look: Look) -> Mapping[str, np.ndarray | float]:
         features, trainer = self.features, look.model.trainer
         if features is None or not trainer.is_global_zero:
             return {}
-        frame = _Frame(self._tapped[0], features, look.class_names, look.step, look.when, self._notes())
-        if not torch.isfinite(features.values).all():
-            broken = int((~torch.isfinite(features.values).all(dim=1)).sum())
-            nowhere = torch.full((len(features.values), 2), torch.nan)
-            told = f" {broken} of {len(nowhere)} images have features that are NaN or infinite."
-            return self._pictures(replace(frame, notes=told), {"PCA": nowhere})
-        points = functional.pca(features.values).points
-        if "pca" in self.points:
-            points = functional.align_signs(points, self.points["pca"])
-        self.points["pca"] = points
-        if "tsne" not in self.methods or len(features.values) < 5:
-            return self._pictures(frame, {"PCA": points})
+        layers = self.by_layer(features.values)
+        frame = _Frame(layers, features, look.step, look.when, self.counted)
+        numbers: dict[str, float] = {}
+        finite = [name for name, values in layers.items() if bool(torch.isfinite(values).all())]
+        for name, values in layers.items():
+            if name in finite:
+                numbers |= self._project_linearly(frame, name)
+            else:
+                broken = int((~torch.isfinite(values).all(dim=1)).sum())
+                frame.panels[name] = {"PCA": draw.Panel(torch.full((len(values), 2), torch.nan), "PCA")}
+                frame.notes += f" {broken} of {len(values)} images have {name} features that are NaN or infinite."
+        if "tsne" not in self.methods or not finite or len(features.values) < 5:
+            return {**numbers, **self._trust(frame, finite), **self._pictures(frame)}
+        frame.awaited = list(finite)
+        assert self._worker is not None
+        for name in finite:
+            self._worker.submit(*self._job(trainer, frame, name))
+        return numbers
 
-        def arguments(last: np.ndarray | None) -> dict[str, Any]:
+    def _project_linearly(self, frame: _Frame, layer: str) -> dict[str, float]:
+        """Adds the PCA of a layer to a frame; returns what is measured on its features."""
+        values, before = frame.layers[layer], self.points.setdefault(layer, {})
+        found = functional.pca(values)
+        points = functional.align_signs(found.points, before["pca"]) if "pca" in before else found.points
+        before["pca"] = points
+        axes = [f"PC {i + 1} · {share:.0%}".replace("%", " %") for i, share in enumerate(found.explained.tolist())]
+        frame.panels[layer] = {"PCA": draw.Panel(points, "PCA", (axes[0], axes[1]))}
+        numbers = {f"{layer}/explained_variance": float(found.explained.sum())}
+        some = evenly_spaced(len(values), min(MEASURED, len(values)))
+        values, labels = values[some], frame.features.labels[some]
+        known = labels[labels >= 0]
+        if 1 < len(known.unique()) < len(known):
+            numbers[f"{layer}/silhouette"] = functional.silhouette(values, labels)
+        if len(known) > NEIGHBORS:
+            numbers[f"{layer}/knn_accuracy"] = functional.knn_accuracy(values, labels, NEIGHBORS, metric="l2")
+        return numbers
+
+    def _trust(self, frame: _Frame, layers: Sequence[str]) -> dict[str, float]:
+        """How far the last picture of each layer can be trusted."""
+        count = len(frame.features.values)
+        some = evenly_spaced(count, min(MEASURED, count))
+        if len(some) <= 2 * NEIGHBORS:
+            return {}
+        shown = {name: list(frame.panels[name].values())[-1].points for name in layers}
+        return {
+            f"{name}/trustworthiness": functional.trustworthiness(frame.layers[name][some], points[some], NEIGHBORS)
+            for name, points in shown.items()
+        }
+
+    def _job(self, trainer: Trainer, frame: _Frame, layer: str) -> tuple[Any, Any, Any]:
+        """What the worker is to do for one layer, and what follows."""
+
+        def arguments(_: np.ndarray | None) -> dict[str, Any]:
+            # Of the layer's own, not what the worker did last; jobs of a layer are answered in order.
+            last = self.points.get(layer, {}).get("tsne") if self._current(frame) else None
             return {
-                "features": features.values.numpy(),
+                "features": frame.layers[layer].numpy(),
                 "perplexity": self.perplexity,
-                "init": last,
+                "init": None if last is None else last.numpy(),
                 "seed": self.seed,
+                "engine": self.engine,
             }
 
         def done(embedded: np.ndarray) -> None:
-            self.points["tsne"] = torch.from_numpy(embedded)
-            shown = {"PCA": points} if "pca" in self.methods else {}
-            self.write(trainer, self._pictures(frame, {**shown, "t-SNE": self.points["tsne"]}), frame.step)
+            points = torch.from_numpy(embedded)
+            frame.panels[layer]["t-SNE"] = draw.Panel(points, "t-SNE")
+            if self._current(frame):
+                self.points[layer]["tsne"] = points
+            ended(self._trust(frame, [layer]))
 
         def dropped() -> None:
-            self.write(trainer, self._pictures(frame, {"PCA": points}), frame.step)
+            ended({})
 
-        assert self._worker is not None
-        if self._worker.last is None and "tsne" in self.points:
-            self._worker.last = self.points["tsne"].numpy()  # from a checkpoint
-        self._worker.submit(arguments, done, dropped)
-        return {}
+        def ended(numbers: dict[str, float]) -> None:
+            frame.awaited.remove(layer)
+            pictures = {} if frame.awaited else self._pictures(frame)
+            self.write(trainer, {**numbers, **pictures}, frame.step)
 
-    def _notes(self) -> str:
-        assert self.indices is not None
-        return "" if self.indices.exact else " Samples are counted as seen: their order in the data set is unknown."
+        return arguments, done, dropped
 
-    def _pictures(self, frame: _Frame, points: dict[str, Tensor]) -> dict[str, np.ndarray]:
+    def _current(self, frame: _Frame) -> bool:
+        """Whether the samples are still those of a frame."""
+        return self._samples is not None and torch.equal(self._samples, frame.features.samples)
+
+    def _pictures(self, frame: _Frame) -> dict[str, np.ndarray]:
         labels = frame.features.labels if bool((frame.features.labels >= 0).any()) else None
-        names = frame.class_names
-        if labels is not None and names is not None and int(labels.max()) >= len(names):
-            names = None
-        common: dict[str, Any] = {"labels": labels, "class_names": names}
-        read = f"{READ.format(layer=frame.layer)}{frame.notes}"
+        common: dict[str, Any] = {"labels": labels, "class_names": self.names_of(frame.features.labels)}
         count = len(frame.features.values)
-        out = {
-            frame.layer: draw.scatter_panels(
-                [draw.Panel(p, name) for name, p in points.items()],
+        out = {}
+        for tag, layer, panels in self._panels(frame):
+            out[tag] = draw.scatter_panels(
+                panels,
                 title=f"Embedding of {count} images · {frame.when}",
-                subtitle=read,
+                subtitle=f"{READ.format(layer=layer)}{frame.notes}",
                 **common,
             )
-        }
         if self.thumbnails:
-            kind, place = list(points.items())[-1]
+            layer, shown = list(frame.panels.items())[-1]
+            kind, panel = list(shown.items())[-1]
             thumbnails = draw.to_uint8(frame.features.thumbnails.float() / 255)
-            out[f"{frame.layer}/map"] = draw.thumbnail_map(
-                place,
+            out[f"{layer}/map"] = draw.thumbnail_map(
+                panel.points,
                 thumbnails,
                 title=f"{kind} map · {frame.when}",
                 subtitle=f"{count} images at their places in the {kind} picture, moved by a few widths where they "
                 f"would hide each other. Dots: images without room.{frame.notes}",
                 **common,
             )
-            out[f"{frame.layer}/grid"] = draw.thumbnail_grid(
-                place,
+            out[f"{layer}/grid"] = draw.thumbnail_grid(
+                panel.points,
                 thumbnails,
                 title=f"{kind} grid · {frame.when}",
                 subtitle=f"Images moved onto a grid, as near to their places in the {kind} picture as can be: who lies "
@@ -262,6 +232,27 @@ class Embeddings(CollectingCallback):
                 **common,
             )
         return out
+
+    def _panels(self, frame: _Frame) -> list[tuple[str, str, list[draw.Panel]]]:
+        """Tag, what is shown, and panels of each picture of points."""
+        if len(frame.panels) == 1:
+            ((layer, shown),) = frame.panels.items()
+            kinds = self._kinds(shown)
+            return [(layer, layer, [shown[kind] for kind in kinds])]
+        pictures = []
+        for tag, kind in (("pca", "PCA"), ("tsne", "t-SNE")):
+            panels = [
+                draw.Panel(shown[kind].points, f"{layer} · {kind}", shown[kind].axes)
+                for layer, shown in frame.panels.items()
+                if kind in self._kinds(shown)
+            ]
+            if panels:
+                pictures.append((tag, "the layer that the panel names", panels))
+        return pictures
+
+    def _kinds(self, shown: Mapping[str, draw.Panel]) -> list[str]:
+        """What to show of a layer; PCA also where it was not asked for but t-SNE could not be had."""
+        return [kind for kind in shown if kind == "t-SNE" or "pca" in self.methods or len(shown) == 1]
 
     # Background work is handed over at every batch, and waited for at the end alone.
 
@@ -290,26 +281,21 @@ class Embeddings(CollectingCallback):
                 rank_zero_info(f"{self.name}: the last t-SNE embeddings are being computed.")
                 self._worker.finish(self.patience)
 
-        self.attempt(trainer, wait, "finish t-SNE")
-        self.attempt(trainer, lambda: self._project(trainer, pl_module), "write the projector")
+        # One that fails must not cost the others; with `on_error="raise"` it ends here.
+        while not self.attempt(trainer, wait, "finish t-SNE") and self._worker is not None and self._worker.busy:
+            continue
+        self.attempt(trainer, lambda: self._project(trainer), "write the projector")
 
-    def _project(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _project(self, trainer: Trainer) -> None:
         if not self.projector or self.features is None or not trainer.is_global_zero:
             return
-        if not torch.isfinite(self.features.values).all():
-            return  # the projector would show nothing
-        look_names = self._class_names
-        names = [
-            look_names[i] if look_names and 0 <= i < len(look_names) else str(i) for i in self.features.labels.tolist()
-        ]
+        known = self._class_names
+        names = [known[i] if known and 0 <= i < len(known) else str(i) for i in self.features.labels.tolist()]
         writer = self.writer(trainer)
-        writer.embedding(
-            f"{self.name}/{self._tapped[0]}",
-            self.features.values,
-            names,
-            self.features.thumbnails,
-            trainer.global_step,
-        )
+        for layer, values in self.by_layer(self.features.values).items():
+            if torch.isfinite(values).all():  # else the projector would show nothing
+                tag = f"{self.name}/{layer}"
+                writer.embedding(tag, values, names, self.features.thumbnails, trainer.global_step)
         writer.flush()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -326,35 +312,22 @@ class Embeddings(CollectingCallback):
             self._worker = None
 
     def memory(self) -> dict[str, Any]:
-        return {} if self._samples is None else {"samples": self._samples, "points": dict(self.points)}
+        points = {layer: dict(points) for layer, points in self.points.items()}
+        return {} if self._samples is None else {"samples": self._samples, "points": points}
 
     def remember(self, memory: dict[str, Any]) -> None:
         self._samples = memory.get("samples")
-        self.points = dict(memory.get("points", {}))
+        self.points = {layer: dict(points) for layer, points in memory.get("points", {}).items()}
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Frame:
-    """What a picture of an embedding says besides the points; kept while t-SNE is computed."""
+    """What is known of one look; kept while t-SNE is computed."""
 
-    layer: str
+    layers: dict[str, Tensor]
     features: Features
-    class_names: list[str] | None
     step: int
     when: str
     notes: str
-
-
-def _passing(trainer: Trainer, index: int) -> int:
-    """How many samples a validation (or test) pass goes through, over all ranks; 0 where that is unknown."""
-    loader = dataloader(trainer, index)
-    batches = trainer.num_test_batches if trainer.testing else trainer.num_val_batches
-    size = getattr(loader, "batch_size", None)
-    try:
-        length = len(loader.dataset)
-    except (AttributeError, TypeError):
-        return 0
-    batches = batches[index] if isinstance(batches, (list, tuple)) else batches
-    if size is None or batches == float("inf"):
-        return length
-    return min(length, int(batches) * size * trainer.world_size)
+    panels: dict[str, dict[str, draw.Panel]] = field(default_factory=dict)
+    awaited: list[str] = field(default_factory=list)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
+from contextlib import nullcontext
+from dataclasses import asdict, fields, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -17,13 +19,16 @@ from lit_viz.callbacks.base import Look, layer_list
 from lit_viz.callbacks.collecting import Batch, CollectingCallback, Tap
 from lit_viz.errors import UsageError, check_at_least, check_choice
 from lit_viz.functional import ReceptiveField, Responses, TopResponses
+from lit_viz.functional.batches import fitting, in_batches
 from lit_viz.layers import as_maps, capture, convolutions, find_layer
 from lit_viz.pixels import PixelSpace
-from lit_viz.probing import evenly_spaced
+from lit_viz.probing import evenly_spaced, to_network
 from lit_viz.state import Accumulator, Kept, Patches, TopK
 
 LARGEST = 112  # px along a side of a kept patch; larger receptive fields are reduced
 ROWS = 16  # channels on one picture
+GUIDED_ROWS = 4  # with guided backprop, whose lines want larger patches
+BRIGHT = 99.5  # percentile of a guided picture that becomes black or white
 LARGEST_MEMORY = 2**25  # bytes of patches that go into a checkpoint
 
 
@@ -36,12 +41,18 @@ class MaxActivatingPatches(CollectingCallback):
     O(channels × k) memory, and during the pass at most k 8-bit images for each channel shown. The result goes into
     checkpoints, the patches themselves up to 32 MiB.
 
+    With `guided` each patch has its guided backprop beneath it (the figure of Springenberg et al. 2015): the pixels in
+    the patch that excite the unit, around mid-grey. After the pass over the data this takes a forward and a backward
+    pass of one image for each patch shown, channels × k of them for each layer, on every rank. A layer with no ReLU
+    below it, such as a first convolution, has none, and the picture says so.
+
     Tag: `patches/<layer>`, with more pages where there are many channels.
 
     Args:
         layers: Dotted names; by default four convolutions spread over the depth of the network.
         channels: How many channels to show of each layer, evenly spaced; or which; or "all".
         k: How many patches for each channel.
+        guided: Also show what `functional.guided_backprop` gives for each patch.
         **kwargs: See `CollectingCallback`.
     """
 
@@ -53,6 +64,7 @@ class MaxActivatingPatches(CollectingCallback):
         *,
         channels: int | Sequence[int] | Literal["all"] = 8,
         k: int = 9,
+        guided: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -62,8 +74,11 @@ class MaxActivatingPatches(CollectingCallback):
         elif not isinstance(channels, Sequence):
             check_at_least("channels", channels, 1, "; to name a channel give a list")
         self.layers = layer_list(layers)
-        self.channels, self.k = channels, k
+        self.channels, self.k, self.guided = channels, k, guided
         self.results: dict[str, Patches] = {}
+        self.signals: dict[str, Tensor] = {}  # guided backprop of the patches, uint8 (S, k, 3, h, w)
+        self._guidance: dict[str, tuple[bool, str]] = {}  # whether a layer has one, and what to say of it
+        self._run: tuple[Trainer, LightningModule] | None = None  # while a pass goes on
         self._fields: dict[str, ReceptiveField] = {}
         self._kept: dict[str, Kept] = {}
         self._metric: TopK | None = None
@@ -80,14 +95,20 @@ class MaxActivatingPatches(CollectingCallback):
         self._size = (look.images.shape[2], look.images.shape[3])
         self._pixels = look.pixels
         self._fields = functional.receptive_field(look.model, look.images[:1], names)
+        self._guidance = {name: _guidance(look, name) for name in self._fields} if self.guided else {}
         colors = look.images.shape[1]
         self._kept = {
-            name: Kept(field.shape[0], self._shown(name, field.shape[0]), (colors, *_kept_size(field)))
+            name: Kept(
+                field.shape[0],
+                self._shown(name, field.shape[0]),
+                (colors + 3 * self._is_guided(name), *_kept_size(field)),
+            )
             for name, field in self._fields.items()
         }
 
     def begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._images = {}
+        self._run = (trainer, pl_module)
         self._metric = TopK(self._kept, self.k).to(pl_module.device)
 
     def taps(self) -> Sequence[Tap]:
@@ -123,8 +144,11 @@ class MaxActivatingPatches(CollectingCallback):
             self._images |= dict(zip(batch.samples[fresh].tolist(), colors, strict=True))
 
     def end(self) -> None:
-        assert self._metric is not None
-        self._metric.fill(lambda name, *units: _patches(self._images, self._fields[name], *units))
+        assert self._metric is not None and self._run is not None
+        (trainer, pl_module), self._run = self._run, None
+        runs = any(self._is_guided(name) for name in self._fields)
+        with self.looking(trainer, pl_module) if runs else nullcontext():
+            self._metric.fill(lambda *units: self._cut(trainer, pl_module, *units))
         self._images = {}
 
     def metrics(self) -> dict[str, Accumulator]:
@@ -132,21 +156,58 @@ class MaxActivatingPatches(CollectingCallback):
         return {"patches": self._metric}
 
     def finish(self, results: dict[str, Any]) -> None:
-        self.results = {name: _on_cpu(result) for name, result in results["patches"].items()}
+        self.results, self.signals = {}, {}
+        for name, found in results["patches"].items():
+            result = _on_cpu(found)
+            if self._is_guided(name):
+                self.signals[name] = result.images[:, :, -3:].clone()
+                result = replace(result, images=result.images[:, :, :-3].clone())
+            self.results[name] = result
         self._metric = None
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().teardown(trainer, pl_module, stage)
+        self._run = None
+
+    def _is_guided(self, name: str) -> bool:
+        return self._guidance.get(name, (False, ""))[0]
+
+    def _cut(
+        self, trainer: Trainer, module: LightningModule, name: str, channels: Tensor, samples: Tensor, places: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """What units saw, for `TopK.fill`, and behind its colours three more of guided backprop."""
+        field, channels, places = self._fields[name], channels.cpu(), places.cpu()
+        stacked = torch.stack([self._images[sample] for sample in samples.tolist()])
+        patches, seen = _patches(stacked, field, channels, places)
+        if not self._is_guided(name):
+            return patches, seen
+        images = to_network(trainer, module, self._pixels.from_color(stacked.float() / 255))
+        units = torch.stack([places // field.shape[2], places % field.shape[2]], dim=1).to(images.device)
+        targets = channels.to(images.device)
+
+        def run(which: Tensor) -> Tensor:
+            scores = functional.LayerUnits(module, name, place=units[which])
+            return functional.guided_backprop(scores, images[which], targets[which]).float().cpu()
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of other activation functions, at each call
+            signal = in_batches(run, len(images), fitting(images[0]), images.device)
+        colors = draw.around_grey(_patches(signal, field, channels, places)[0], percentile=BRIGHT)
+        return torch.cat([patches, torch.from_numpy(colors).movedim(-1, 1)], dim=1), seen
 
     def visualize(self, look: Look) -> Mapping[str, np.ndarray]:
         pictures = {}
         for name, result in self.results.items():
-            rows = [self._row(result, i, int(channel)) for i, channel in enumerate(result.shown)]
-            pages = [rows[i : i + ROWS] for i in range(0, len(rows), ROWS)]
+            rows = [self._row(name, result, i, int(channel)) for i, channel in enumerate(result.shown)]
+            most = GUIDED_ROWS if name in self.signals else ROWS
+            pages = [rows[i : i + most] for i in range(0, len(rows), most)]
             for number, page in enumerate(pages, start=1):
                 pictures[name if number == 1 else f"{name}/page-{number:03d}"] = draw.patch_sheet(
                     page, title=f"Patches · {name} · {look.when}", subtitle=self._read(name, result)
                 )
         return pictures
 
-    def _row(self, result: Patches, index: int, channel: int) -> draw.PatchRow:
+    def _row(self, name: str, result: Patches, index: int, channel: int) -> draw.PatchRow:
         values = result.top.values[channel]
         seen = int((result.top.samples[channel] >= 0).sum())
         return draw.PatchRow(
@@ -155,6 +216,8 @@ class MaxActivatingPatches(CollectingCallback):
             values[:seen].tolist(),
             result.inside[index, :seen].numpy(),
             "" if seen else "nothing but NaN",
+            self.signals[name][index, :seen].movedim(1, -1).numpy() if name in self.signals else None,
+            "guided" if name in self.signals else "",
         )
 
     def _read(self, name: str, result: Patches) -> str:
@@ -169,9 +232,11 @@ class MaxActivatingPatches(CollectingCallback):
         shown = f"{len(result.shown)} of {channels} channels" if len(result.shown) < channels else "all channels"
         counted = "" if self.indices is None or self.indices.exact else " Samples are counted as seen."
         inexact = f" Receptive field widened at {', '.join(field.approximations)}." if field.approximations else ""
+        guided = " Beneath: guided backprop, the pixels that excite the unit." if name in self.signals else ""
+        guided += self._guidance.get(name, (False, ""))[1]
         return (
             f"What excites a unit most in the whole data set, the strongest first, one per image; {shown}. "
-            f"{what}.{counted}{inexact}"
+            f"{what}.{guided}{counted}{inexact}"
         )
 
     def _shown(self, name: str, channels: int) -> Tensor:
@@ -187,11 +252,15 @@ class MaxActivatingPatches(CollectingCallback):
 
     def memory(self) -> dict[str, Any]:
         size = sum(r.images.nbytes + r.inside.nbytes for r in self.results.values())
+        size += sum(signal.nbytes for signal in self.signals.values())
         pictures = ("images", "inside") if size <= LARGEST_MEMORY else ()
-        return {
+        out = {
             name: {**asdict(r.top), "shown": r.shown, **{part: getattr(r, part) for part in pictures}}
             for name, r in self.results.items()
         }
+        for name, signal in self.signals.items() if pictures else ():
+            out[name]["guided"] = signal
+        return out
 
     def remember(self, memory: dict[str, Any]) -> None:
         top = [f.name for f in fields(TopResponses)]
@@ -200,6 +269,7 @@ class MaxActivatingPatches(CollectingCallback):
             for name, s in memory.items()
             if "images" in s
         }
+        self.signals = {name: s["guided"] for name, s in memory.items() if "guided" in s}
 
 
 def _called_once(look: Look) -> list[str]:
@@ -212,6 +282,18 @@ def _called_once(look: Look) -> list[str]:
         raise UsageError(f"{type(look.model).__name__} runs no 2-d convolution (once); name the layers to look at.")
     # Those of a single place, in squeeze-and-excitation blocks, tell nothing of where.
     return [name for name, places in used.items() if places > 1] or list(used)
+
+
+def _guidance(look: Look, name: str) -> tuple[bool, str]:
+    """Whether guided backprop makes sense for a layer, and what the picture says of it."""
+    scores = functional.LayerUnits(look.model, name)(look.images[:1].detach().clone().requires_grad_(True))
+    try:
+        found = functional.find_activations(scores)
+    except UsageError as error:
+        return False, f" No guided backprop: {error}"
+    if not found.rectifiers:
+        return False, " No guided backprop: there is no ReLU below this layer."
+    return True, f" {found.note[0].upper()}{found.note[1:]}." if found.note else ""
 
 
 def _spread(names: list[str], most: int = 4) -> list[str]:
@@ -231,11 +313,8 @@ def _kept_size(field: ReceptiveField) -> tuple[int, int]:
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
-def _patches(
-    images: Mapping[int, Tensor], field: ReceptiveField, channels: Tensor, samples: Tensor, places: Tensor
-) -> tuple[Tensor, Tensor]:
-    """What units saw, for `TopK.fill`: patches of the kept size, and where they saw something."""
-    channels, places = channels.cpu(), places.cpu()
+def _patches(images: Tensor, field: ReceptiveField, channels: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+    """What units saw, each in its image (M, C, H, W): patches of the kept size, and where they saw something."""
     rows, columns = places // field.shape[2], places % field.shape[2]
     window, size = _window(field), _kept_size(field)
     boxes = field.boxes(channels, rows, columns)
@@ -248,13 +327,12 @@ def _patches(
     seen_y = (y >= boxes[:, 0, None]) & (y < boxes[:, 2, None])
     seen_x = (x >= boxes[:, 1, None]) & (x < boxes[:, 3, None])
     seen = seen_y[:, :, None] & seen_x[:, None, :]
-    stacked = torch.stack([images[sample] for sample in samples.tolist()])
-    patches, inside = functional.cut(stacked, torch.arange(len(stacked)), origins, window)
+    patches, inside = functional.cut(images, torch.arange(len(images)), origins, window)
     if size != window:
         # The mean of the pixels that there are, lest the edge of an image gets dark.
         share = F.interpolate(inside[:, None].float(), size=size, mode="area")
         reduced = F.interpolate(patches.float(), size=size, mode="area") / share.clamp(min=1e-6)
-        patches = reduced.round().clamp(0, 255).to(torch.uint8)
+        patches = reduced if patches.is_floating_point() else reduced.round().clamp(0, 255).to(torch.uint8)
         seen = F.interpolate(seen[:, None].float(), size=size, mode="area")[:, 0] > 0.5
     return patches, seen
 

@@ -10,6 +10,7 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 from torchvision import transforms
@@ -570,6 +571,31 @@ def test_a_full_disk_costs_a_warning(tmp_path: Any) -> None:
         runner.fit(TinyModule(), *loaders())
     assert runner.global_step == 8
     assert sum("No space left" in str(w.message) for w in caught) == 1
+
+
+def test_numbers_become_curves_beside_the_pictures(tmp_path: Any) -> None:
+    class Counts(Notes):
+        def visualize(self, look: Look) -> dict[str, Any]:
+            picture = super().visualize(look)
+            return {"looks": len(self.looks), "half/float32": np.float32(0.5), **picture}
+
+    callback, recorder = Counts(), Recorder()
+    table = CSVLogger(tmp_path, name=None, version="table")
+    trainer([callback], logger=[recorder, table], max_epochs=2).fit(TinyModule(), *loaders())
+    ours = [entry for entry in recorder.metrics if entry[0].startswith("notes/")]
+    assert [e for e in ours if e[0] == "notes/looks"] == [
+        ("notes/looks", step, i + 1) for i, step in enumerate((0, 4, 8))
+    ]
+    assert {e[2] for e in ours if e[0] == "notes/half/float32"} == {0.5}
+    assert [(tag, step) for tag, step, _ in recorder.images] == [
+        ("notes/probe", 0),
+        ("notes/probe", 4),
+        ("notes/probe", 8),
+    ]
+    assert callback.written == {"notes/probe": 3}
+    header, *rows = (tmp_path / "table" / "metrics.csv").read_text().splitlines()
+    column = header.split(",").index("notes/looks")
+    assert [row.split(",")[column] for row in rows if row.split(",")[column]] == ["1.0", "2.0", "3.0"]
 
 
 def test_titles_say_when() -> None:

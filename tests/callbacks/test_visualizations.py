@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from lit_viz import functional
 from lit_viz.callbacks import Embeddings, Filters, MaxActivatingPatches, Occlusion, Saliency
+from lit_viz.errors import UsageError
 from tests.conformance.harness import Blobs, Recorder, TinyModule, loaders, trainer
 
 
@@ -118,36 +120,137 @@ def test_embeddings_hold_the_input_of_the_head(module: TinyModule) -> None:
     assert torch.equal(callback.features.labels, data.labels)
 
 
-def test_successive_embeddings_start_from_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+def started_from(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What each t-SNE job is given, in their order."""
     from lit_viz import background
 
-    inits = []
+    given: list[dict[str, Any]] = []
     original = background.EmbeddingWorker.submit
 
     def submit(self: Any, arguments: Any, *rest: Any) -> None:
-        def spied(last: np.ndarray | None) -> dict[str, Any]:
-            inits.append(None if last is None else last.copy())
-            return arguments(last)
-
-        original(self, spied, *rest)
+        original(self, lambda last: (given.append(arguments(last)), given[-1])[1], *rest)
 
     monkeypatch.setattr(background.EmbeddingWorker, "submit", submit)
-    callback, results = Embeddings(projector=False, thumbnails=False, on_error="raise"), []
+    return given
+
+
+@pytest.mark.parametrize("layer", [None, ["conv2", "head"]])
+def test_successive_embeddings_start_from_the_last(layer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of several layers each from its own."""
+    given, results = started_from(monkeypatch), []
+    callback = Embeddings(layer, projector=False, thumbnails=False, engine="exact", on_error="raise")
     pictures = callback._pictures
-    monkeypatch.setattr(
-        callback, "_pictures", lambda frame, p: (results.append(p["t-SNE"].numpy()), pictures(frame, p))[1]
-    )
-    trainer([callback], logger=Recorder(), max_epochs=3).fit(TinyModule(), *loaders())
-    assert len(inits) == len(results) == 3
-    assert inits[0] is None
-    assert np.array_equal(inits[1], results[0]) and np.array_equal(inits[2], results[1])
+
+    def drawn(frame: Any) -> Any:
+        results.append({name: shown["t-SNE"].points.numpy() for name, shown in frame.panels.items()})
+        return pictures(frame)
+
+    monkeypatch.setattr(callback, "_pictures", drawn)
+    recorder = Recorder()
+    trainer([callback], logger=recorder, max_epochs=3).fit(TinyModule(), *loaders())
+    names = ["net.conv2", "net.head"] if layer else ["net.head"]
+    assert len(results) == 3 and len(given) == 3 * len(names)
+    assert {job["engine"] for job in given} == {"exact"}
+    for i, name in enumerate(names):
+        inits = [job["init"] for job in given[i :: len(names)]]
+        assert inits[0] is None
+        assert np.array_equal(inits[1], results[0][name]) and np.array_equal(inits[2], results[1][name])
+    if layer:
+        assert recorder.tags == {"embeddings/pca", "embeddings/tsne"}
+        assert given[0]["features"].shape == (14, 6) and given[1]["features"].shape == (14, 3)
+
+
+def test_a_layer_whose_tsne_fails_leaves_the_other(module: TinyModule, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lit_viz import background
+
+    original = background.EmbeddingWorker.submit
+
+    def submit(self: Any, arguments: Any, *rest: Any) -> None:
+        def broken(last: Any) -> dict[str, Any]:
+            job = arguments(last)
+            return {**job, "features": job["features"] * np.nan} if job["features"].shape[1] == 6 else job
+
+        original(self, broken, *rest)
+
+    monkeypatch.setattr(background.EmbeddingWorker, "submit", submit)
+    callback, recorder = Embeddings(["conv2", "head"], projector=False, thumbnails=False), Recorder()
+    frames = []
+    pictures = callback._pictures
+    monkeypatch.setattr(callback, "_pictures", lambda frame: (frames.append(frame), pictures(frame))[1])
+    with pytest.warns(UserWarning, match="t-SNE failed"):
+        trainer([callback], logger=recorder).validate(module, DataLoader(Blobs(24, 3), 6), verbose=False)
+    assert [list(shown) for shown in frames[0].panels.values()] == [["PCA"], ["PCA", "t-SNE"]]
+    assert recorder.tags == {"embeddings/pca", "embeddings/tsne"}
+    told = {tag for tag, _, _ in recorder.metrics}
+    assert "embeddings/net.head/trustworthiness" in told and "embeddings/net.conv2/trustworthiness" not in told
+
+
+@pytest.mark.parametrize("methods", ["pca", ["pca", "tsne"]])
+def test_embeddings_curves_are_those_of_scikit_learn(methods: Any, module: TinyModule) -> None:
+    from sklearn.decomposition import PCA
+    from sklearn.manifold import trustworthiness
+    from sklearn.metrics import silhouette_score
+
+    callback = Embeddings(["conv2", "head"], methods=methods, projector=False, thumbnails=False, on_error="raise")
+    logged = validated(callback, module, 40).metrics
+    numbers = {tag: value for tag, _, value in logged if tag.startswith("embeddings/")}
+    features, labels = callback.features, callback.features.labels.numpy()
+    assert len(numbers) == 8
+    for name, values in zip(["net.conv2", "net.head"], features.values.split([6, 3], dim=1), strict=True):
+        points = callback.points[name]["pca" if methods == "pca" else "tsne"]
+        for measure, expected in (
+            ("silhouette", silhouette_score(values.numpy(), labels)),
+            ("explained_variance", PCA(2).fit(values.numpy()).explained_variance_ratio_.sum()),
+            ("trustworthiness", trustworthiness(values.numpy(), points.numpy(), n_neighbors=10)),
+            ("knn_accuracy", functional.knn_accuracy(values, features.labels, 10, metric="l2")),
+        ):
+            assert numbers[f"embeddings/{name}/{measure}"] == pytest.approx(expected, abs=1e-5), measure
+
+
+def test_axes_of_the_pca_say_what_they_explain(module: TinyModule, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lit_viz import draw
+
+    seen: list[Any] = []
+    original = draw.scatter_panels
+    monkeypatch.setattr(draw, "scatter_panels", lambda panels, **k: (seen.extend(panels), original(panels, **k))[1])
+    callback = Embeddings(methods="pca", projector=False, thumbnails=False, on_error="raise")
+    validated(callback, module)
+    shares = functional.pca(callback.features.values).explained.tolist()
+    assert seen[0].axes == tuple(f"PC {i} · {100 * share:.0f} %" for i, share in enumerate(shares, 1))
+
+
+def test_embeddings_without_labels_have_no_curves_of_classes() -> None:
+    class Unlabelled(TinyModule):
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            self(batch)
+
+    recorder, callback = Recorder(), Embeddings(methods="pca", projector=False, on_error="raise")
+    data = DataLoader(list(Blobs(30, 3).images), 6)
+    trainer([callback], logger=recorder).validate(Unlabelled(), data, verbose=False)
+    told = {tag for tag, _, _ in recorder.metrics if tag.startswith("embeddings/")}
+    assert told == {f"embeddings/net.head/{name}" for name in ("explained_variance", "trustworthiness")}
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"engine": "umap"}, "engine is 'auto', 'exact', 'sklearn' or 'opentsne'"),
+        ({"engine": "opentsne"}, r"lit-viz\[opentsne\]"),
+        ({"layer": list("abcde")}, "5 layers are too many"),
+        ({"layer": 3}, "layers are given by their dotted names"),
+    ],
+)
+def test_mistakes_in_embeddings(options: dict[str, Any], words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UsageError, match=words):
+        Embeddings(**options)
 
 
 def test_the_worker_is_gone_after_the_run(module: TinyModule) -> None:
     callback = Embeddings(projector=False, on_error="raise")
     validated(callback, module)
     assert callback._worker is None
-    assert callback.points["tsne"].shape == (20, 2)
+    assert callback.points["net.head"]["tsne"].shape == (20, 2)
 
 
 def test_three_collecting_callbacks_cost_no_forward_pass() -> None:
@@ -192,3 +295,60 @@ def test_memory_survives_a_checkpoint(make: Any, tmp_path: Any) -> None:
 
     assert flat(first.memory())
     assert all(torch.equal(a, b) for a, b in zip(flat(first.memory()), flat(second.memory()), strict=True))
+
+
+def test_guided_patches_are_cut_from_guided_backprop_of_the_image(module: TinyModule) -> None:
+    callback = MaxActivatingPatches(
+        ["conv1", "conv2"], k=3, channels=[1, 4], guided=True, mean=[0.5], std=[1.0], on_error="raise"
+    )
+    validated(callback, module)
+    plain = MaxActivatingPatches(["conv1", "conv2"], k=3, channels=[1, 4], mean=[0.5], std=[1.0], on_error="raise")
+    validated(plain, module)
+    for name, result in plain.results.items():
+        assert torch.equal(callback.results[name].images, result.images)
+    assert set(callback.signals) == {"net.conv2"}
+    told = callback._read("net.conv1", plain.results["net.conv1"])
+    assert "No guided backprop: there is no ReLU below this layer." in told
+    field, result = functional.receptive_field(module, (3, 16, 20), "net.conv2"), callback.results["net.conv2"]
+    data = Blobs(20, 3)
+    for row, channel in enumerate([1, 4]):
+        for rank in range(3):
+            sample, place = int(result.top.samples[channel, rank]), int(result.top.places[channel, rank])
+            y, x = divmod(place, field.shape[2])
+            image = ((data.images[sample] + 0.5).clamp(0, 1) * 255).round() / 255 - 0.5
+            units = functional.LayerUnits(module, "net.conv2", place=(y, x))
+            signal = functional.guided_backprop(units, image[None], channel)[0]
+            top, left, bottom, right = field.box(channel, y, x)
+            outside = signal.clone()
+            outside[:, top:bottom, left:right] = 0
+            assert signal.any() and not outside.any()  # nothing of it lies beyond what the unit sees
+            inside = result.inside[row, rank]
+            shown = callback.signals["net.conv2"][row, rank][:, inside].double() / 255
+            cropped = signal[:, top:bottom, left:right].flatten(1).double()
+            bound = np.percentile(np.abs(np.pad(cropped.flatten(), (0, 3 * int((~inside).sum())))), 99.5)
+            torch.testing.assert_close(shown, (0.5 + 0.5 * cropped / bound).clamp(0, 1), rtol=0, atol=0.6 / 255)
+
+
+def test_guided_patches_survive_a_checkpoint(tmp_path: Any) -> None:
+    first = MaxActivatingPatches(guided=True, on_error="raise")
+    runner = trainer([first], max_epochs=1, enable_checkpointing=True, default_root_dir=tmp_path)
+    runner.fit(TinyModule(), *loaders())
+    second = MaxActivatingPatches(guided=True)
+    second.remember(first.memory())
+    assert first.signals.keys() == second.signals.keys() == {"net.conv2"}
+    assert torch.equal(first.signals["net.conv2"], second.signals["net.conv2"])
+    assert first._run is None
+
+
+def test_other_activation_functions_are_named_below_guided_patches() -> None:
+    class Mixed(TinyModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net.norm1 = torch.nn.Sequential(self.net.norm1, torch.nn.SiLU())
+
+    callback = MaxActivatingPatches("conv2", guided=True, channels=2, k=2, on_error="raise")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        warnings.filterwarnings("ignore", message=".*workers.*")
+        validated(callback, Mixed())
+    assert "No rule for SiLU" in callback._read("net.conv2", callback.results["net.conv2"])

@@ -7,9 +7,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from lit_viz.callbacks import (
+    Activations,
     Embeddings,
+    Faithfulness,
     Filters,
+    GradCAM,
+    GuidedBackprop,
     MaxActivatingPatches,
+    NearestNeighbors,
+    ObjectExtraction,
     Occlusion,
     Saliency,
     VisualizationCallback,
@@ -61,6 +67,43 @@ CASES = [
         ("patches/net.conv1", "patches/net.conv2"),
         collects=True,
     ),
+    Case(
+        "patches-guided",
+        _with(MaxActivatingPatches, k=2, channels=3, guided=True, name="guided_patches"),
+        ("guided_patches/net.conv1", "guided_patches/net.conv2"),
+        collects=True,
+    ),
+    Case("activations", _with(Activations, num_images=3), ("activations/net.relu1", "activations/net.relu2")),
+    Case("smooth-grad", _with(Saliency, method="smooth_grad", num_images=3, samples=4), ("smooth_grad/probe",)),
+    Case(
+        "integrated-gradients",
+        _with(Saliency, method="integrated_gradients", num_images=3, steps=4),
+        ("integrated_gradients/probe",),
+    ),
+    Case("guided-backprop", _with(GuidedBackprop, num_images=3), ("guided_backprop/probe",)),
+    Case(
+        "deconvnet-units",
+        _with(GuidedBackprop, method="deconv", layer="conv2", channels=2, num_images=3),
+        ("deconvnet/net.conv2",),
+    ),
+    Case(
+        "grad-cam",
+        _with(GradCAM, guided=True, num_images=3),
+        ("grad_cam/net.relu2", "grad_cam/net.relu2/guided"),
+    ),
+    Case(
+        "faithfulness",
+        _with(Faithfulness, of=[Saliency(), Occlusion()], num_images=2, steps=4, randomization=True, stages=2),
+        ("faithfulness/curves", "faithfulness/randomization"),
+    ),
+    Case(
+        "embeddings-layers",
+        _with(Embeddings, layer=["conv1", "conv2"], methods=["pca"], projector=False, name="layers"),
+        ("layers/pca", "layers/net.conv2/map", "layers/net.conv2/grid"),
+        collects=True,
+    ),
+    Case("neighbors", _with(NearestNeighbors, k=3, num_images=3), ("neighbors/net.head",), collects=True),
+    Case("objects", _with(ObjectExtraction, num_images=3, samples=3), ("objects/probe",)),
 ]
 
 TSNE = Case(

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from lit_viz.callbacks import Embeddings, MaxActivatingPatches, Saliency
+from lit_viz.callbacks import Embeddings, MaxActivatingPatches, NearestNeighbors, Saliency
 from tests.conformance.cases import CASES, TSNE
 from tests.conformance.harness import Blobs, Recorder, TinyModule, fit, trainer
 
@@ -24,12 +24,15 @@ def collected(**kwargs: Any) -> dict[str, torch.Tensor]:
     module = TinyModule()
     patches = MaxActivatingPatches(k=5, channels="all", on_error="raise")
     embeddings = Embeddings(methods=["pca"], projector=False, on_error="raise")
+    neighbors = NearestNeighbors(k=4, num_images=5, on_error="raise")
     loader = torch.utils.data.DataLoader(Blobs(SAMPLES, 3), 3)
-    trainer([patches, embeddings], logger=Recorder(), **kwargs).validate(module, loader, verbose=False)
+    trainer([patches, embeddings, neighbors], logger=Recorder(), **kwargs).validate(module, loader, verbose=False)
     out: dict[str, torch.Tensor] = {}
     for layer, result in patches.results.items():
         out |= {f"{layer}.{f}": getattr(result.top, f) for f in ("values", "samples", "places")}
         out |= {f"{layer}.images": result.images, f"{layer}.inside": result.inside}
+    for space, found in neighbors.found.items():
+        out |= {f"{space}.neighbors": found.indices, f"{space}.distances": found.distances}
     features = embeddings.features
     assert features is not None
     return out | {f: getattr(features, f) for f in ("values", "labels", "samples", "thumbnails")}

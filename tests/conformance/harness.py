@@ -132,10 +132,12 @@ class Recorder(Logger):
     def __init__(self) -> None:
         super().__init__()
         self.images: list[tuple[str, int, Any]] = []
+        self.metrics: list[tuple[str, int | None, float]] = []
 
     name = version = "recorder"
 
-    def log_metrics(self, metrics: Any, step: int | None = None) -> None: ...
+    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+        self.metrics += [(tag, step, value) for tag, value in metrics.items()]
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None: ...
 
