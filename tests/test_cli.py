@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from PIL import Image
+from skimage import data
 
+from lit_viz import draw
 from lit_viz.callbacks import (
     Embeddings,
     Filters,
@@ -42,6 +46,19 @@ def test_quickstart_trains_logs_and_says_how_to_look(
     (checkpoint,) = (tmp_path / "runs").rglob("*.ckpt")
     main(["validate", "--config", str(CONFIGS / "quickstart.yaml"), "--ckpt_path", str(checkpoint), *QUIET])
     assert "saliency/probe" in capsys.readouterr().out
+
+    # It tells its network, and the configuration beside it classes, normalisation and size.
+    photograph = tmp_path / "cup.png"
+    Image.fromarray(data.coffee()).save(photograph)
+    told: list[str] = []
+    board = draw.board
+    monkeypatch.setattr(
+        draw, "board", lambda *args, **kwargs: told.append(kwargs["subtitle"]) or board(*args, **kwargs)
+    )
+    main(["show", str(photograph), "--weights", str(checkpoint), "--target", "coffee", "--pictures", "prediction"])
+    assert re.search(r"pictures/cup.png  [a-z ]+ 0\.\d\d", capsys.readouterr().out)
+    assert "64 × 64 px" in told[0] and "mean 0.5, std 0.25" in told[0] and "guessed" not in told[0]
+    assert Image.open(tmp_path / "pictures" / "cup.png").size[0] <= 1400
 
 
 @pytest.mark.parametrize("config", sorted(p.name for p in CONFIGS.glob("*.yaml")))
@@ -161,7 +178,6 @@ def test_layers_of_a_vision_transformer(capsys: pytest.CaptureFixture[str]) -> N
 def test_looking_at_photographs_of_ones_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from skimage import data
     from skimage.io import imsave
 
     for kind, picture in (("pets", data.chelsea()), ("drinks", data.coffee())):
@@ -175,6 +191,58 @@ def test_looking_at_photographs_of_ones_own(
     main([*command, "--data.labels=false", "--trainer.callbacks.folder=out"])
     assert "saliency/probe" in capsys.readouterr().out
     assert list((tmp_path / "out").rglob("*.png"))
+
+
+LITE0 = ["--model", "efficientnet_lite0"]
+
+
+def test_show_goes_on_past_a_broken_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(data.chelsea()).save("cat.png")
+    whole = Path("cat.png").read_bytes()
+    Path("broken.jpg").write_bytes(whole[:5000])
+    Image.fromarray(data.coffee()).save("cup.webp")
+    with pytest.raises(SystemExit) as stop:
+        main(["show", "cat.png", "broken.jpg", "cup.webp", *LITE0, "--pictures", "prediction,grad_cam", "--out", "out"])
+    told = capsys.readouterr()
+    assert stop.value.code == 1
+    assert [line.split("  ")[0] for line in told.out.splitlines()] == ["out/cat.png", "out/cup.png"]
+    assert "cat 0." in told.out.splitlines()[0] and "espresso 0." in told.out.splitlines()[1]
+    assert "broken.jpg" in told.err and told.err.count("\n") == 1
+    assert sorted(p.name for p in Path("out").iterdir()) == ["cat.png", "cup.png"]
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        (["cat.png", "--out", ".", *LITE0], "would take the place of the image"),
+        (["cat.png", "--out", "cat.png/in", *LITE0], "the folder cat.png/in can't be made"),
+        (["cat.png"], "give --model"),
+        (["cat.png", "--weights", "no.ckpt"], "no checkpoint at no.ckpt"),
+        (["cat.png", "--weights", "cat.png"], "can't be read as a checkpoint"),
+        (["cat.png", "--model", "resnet19"], "did you mean 'resnet18'"),
+        (["cat.png", *LITE0, "--device", "gpu9"], "device 'gpu9'"),
+    ],
+)
+def test_mistakes_of_show_end_in_one_line(
+    args: list[str], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(data.chelsea()).save("cat.png")
+    before = Path("cat.png").read_bytes()
+    with pytest.raises(SystemExit) as stop:
+        main(["show", *args])
+    assert told in str(stop.value) and str(stop.value).count("\n") == 0
+    assert Path("cat.png").read_bytes() == before
+
+
+@pytest.mark.parametrize(("args", "told"), [(["--help"], "`show`"), (["show", "--help"], "--target")])
+def test_help_tells_of_show(args: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(args)
+    assert stop.value.code == 0 and told in capsys.readouterr().out
 
 
 def test_packaged_configurations_are_found_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
