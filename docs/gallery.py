@@ -1,54 +1,111 @@
-"""Makes the pictures of the README: trains the quickstart, and looks into EfficientNet-Lite0.
+"""Makes the pictures of the README and of the lecture: trains the quickstart, and looks into EfficientNet-Lite0.
 
-    uv run docs/gallery.py        # about six minutes on two cores
+    uv run docs/gallery.py        # about ten minutes on two cores
 
 What is drawn is exactly what the callbacks log; nothing is touched up.
 """
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from pathlib import Path
 
+from lightning.pytorch import Callback, seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint
 from PIL import Image
 
+import lit_viz
+from lit_viz.callbacks import (
+    Activations,
+    Faithfulness,
+    GradCAM,
+    GuidedBackprop,
+    MaxActivatingPatches,
+    NearestNeighbors,
+    ObjectExtraction,
+    Saliency,
+    VisualizationCallback,
+)
 from lit_viz.cli import LitVizCLI
 
 ROOT = Path(__file__).parents[1]
 IMAGES = Path(__file__).parent / "images"
 
+# Beside the callbacks of each configuration.
+MORE: dict[str, list[Callback]] = {
+    "quickstart": [NearestNeighbors(every_n_epochs=14, at_start=False)],
+    "analyze_efficientnet_lite0": [
+        Activations("_blocks.10._bn1", num_images=4),
+        GradCAM(num_images=10),
+        GuidedBackprop(num_images=6),
+        Saliency(method="smooth_grad", num_images=10),
+        ObjectExtraction(num_images=10),
+        MaxActivatingPatches("_blocks.5._depthwise_conv", channels=[0, 20, 95, 140], k=7, guided=True, name="guided"),
+        Faithfulness(of=["saliency", "smooth_grad", "grad_cam", "occlusion"], num_images=10),
+    ],
+}
+
 # Name in docs/images: configuration, tag, and whether the first picture of the run is wanted rather than the last.
 PICTURES = {
     "filters-before": ("quickstart", "filters/network.conv1", True),
     "filters": ("quickstart", "filters/network.conv1", False),
-    "occlusion": ("analyze_efficientnet_lite0", "occlusion/probe", False),
     "embeddings": ("quickstart", "embeddings/network.head", False),
     "embeddings-map": ("quickstart", "embeddings/network.head/map", False),
+    "neighbors": ("quickstart", "neighbors/network.head", False),
     "patches": ("quickstart", "patches/network.conv3", False),
+    "occlusion": ("analyze_efficientnet_lite0", "occlusion/probe", False),
     "saliency": ("analyze_efficientnet_lite0", "saliency/probe", False),
+    "smooth-grad": ("analyze_efficientnet_lite0", "smooth_grad/probe", False),
+    "objects": ("analyze_efficientnet_lite0", "objects/probe", False),
+    "grad-cam": ("analyze_efficientnet_lite0", "grad_cam/network._bn1", False),
+    "guided-backprop": ("analyze_efficientnet_lite0", "guided_backprop/probe", False),
+    "patches-guided": ("analyze_efficientnet_lite0", "guided/network._blocks.5._depthwise_conv", False),
+    "activations": ("analyze_efficientnet_lite0", "activations/network._blocks.10._bn1", False),
+    "faithfulness": ("analyze_efficientnet_lite0", "faithfulness/curves", False),
 }
 
 
 def run(config: str, folder: Path) -> None:
-    """Runs a configuration and has every callback write PNG files."""
+    """Runs a configuration, with more callbacks, and has every one of them write PNG files."""
     args = ["--config", str(ROOT / "configs" / f"{config}.yaml"), "--trainer.logger=false"]
     cli = LitVizCLI(args=args, run=False)
+    cli.trainer.callbacks += MORE[config]
     for callback in cli.trainer.callbacks:
-        if hasattr(callback, "folder"):
+        if isinstance(callback, VisualizationCallback):
             callback.folder = folder / config
-    (cli.trainer.fit if config == "quickstart" else cli.trainer.validate)(cli.model, datamodule=cli.datamodule)
+    if config == "quickstart":
+        cli.trainer.callbacks.append(ModelCheckpoint(folder, filename="quickstart"))
+        cli.trainer.fit(cli.model, datamodule=cli.datamodule)
+    else:
+        cli.trainer.validate(cli.model, datamodule=cli.datamodule)
+
+
+def keep(picture: Image.Image, name: str) -> None:
+    path = IMAGES / f"{name}.webp"
+    picture.save(path, quality=90, method=6)
+    print(f"{path.name}  {path.stat().st_size // 1024} KiB")
 
 
 def main() -> None:
+    from skimage import data
+
     IMAGES.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        for config in dict.fromkeys(config for config, _, _ in PICTURES.values()):
+        for config in MORE:
+            seed_everything(1, verbose=False)
             run(config, folder)
         for name, (config, tag, first) in PICTURES.items():
             steps = sorted((folder / config / tag).glob("step_*.png"))
-            Image.open(steps[0 if first else -1]).save(IMAGES / f"{name}.webp", quality=90, method=6)
-            print(f"{name}.webp  {(IMAGES / f'{name}.webp').stat().st_size // 1024} KiB")
+            keep(Image.open(steps[0 if first else -1]), name)
+        sys.path.insert(0, str(Path(__file__).parent))
+        from first_layers import main as first_layers
+
+        first_layers(folder / "first.png", str(folder / "quickstart.ckpt"))
+        keep(Image.open(folder / "first.png"), "first-layers")
+        lit_viz.show("efficientnet_lite0", data.coffee()).save(folder / "show.png")
+        keep(Image.open(folder / "show.png"), "show")
 
 
 if __name__ == "__main__":
