@@ -31,7 +31,7 @@ from torch import Tensor
 from lit_viz import functional
 
 Run = Callable[[], Any]
-SAMPLES = 8  # copies for SmoothGrad, points for integrated gradients
+SAMPLES = 4  # copies for SmoothGrad, points for integrated gradients
 
 
 def pairs(model: torch.nn.Module, images: Tensor, target: Tensor) -> dict[str, tuple[Run, Run]]:

@@ -22,7 +22,8 @@ def class_scores(model: Model, images: Tensor, *, score: Score | None = None) ->
         model: Maps (N, C, H, W) to (N, K), to (N,) for a single score, or, with `score`, to anything.
         images: (N, C, H, W).
         score: Turns what the model returns into (N, K), for instance `lambda out: out["logits"]`, or
-            `lambda out: out["out"].sum((2, 3))` for the per-pixel scores of a segmentation network.
+            `lambda out: out["out"].mean((2, 3))` for the per-pixel scores of a segmentation network (their sum is as
+            good for gradients, but its softmax is always 1 or 0).
 
     Returns:
         (N, K).
