@@ -41,7 +41,7 @@ MORE: dict[str, list[Callback]] = {
         GuidedBackprop(num_images=6),
         Saliency(method="smooth_grad", num_images=10),
         ObjectExtraction(num_images=10),
-        MaxActivatingPatches("_blocks.5._depthwise_conv", channels=[0, 20, 95, 140], k=7, guided=True, name="guided"),
+        MaxActivatingPatches("_blocks.5._depthwise_conv", channels=[20, 80, 95, 159], k=7, guided=True, name="guided"),
         Faithfulness(of=["saliency", "smooth_grad", "grad_cam", "occlusion"], num_images=10),
     ],
 }

@@ -248,7 +248,8 @@ def _channels_last(shape: torch.Size, image_size: tuple[int, int] | None) -> boo
         # Rounding in strided layers moves a map's aspect by up to one row or column.
         return max(0.0, abs(height - aspect * width) - 1.0) / max(height, width)
 
-    return misfit(b, c) > misfit(a, b)
+    # Both must hold: strides that differ along rows and columns make narrow maps of square images.
+    return misfit(b, c) > misfit(a, b) and misfit(a, b) < 0.1
 
 
 def keep_calls(

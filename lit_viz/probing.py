@@ -188,7 +188,7 @@ def load_probe(
     try:
         with isolated_rng(seed), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            dataset, collate = _copy((loader.dataset, loader.collate_fn or default_collate))
+            dataset, collate = copied((loader.dataset, loader.collate_fn or default_collate))
             batch = collate([dataset[i] for i in chosen])
     except Exception:
         return None
@@ -306,7 +306,7 @@ def _batches_are_changed(trainer: Trainer, module: LightningModule) -> bool:
     return any(is_overridden(hook, module) or (datamodule and is_overridden(hook, datamodule)) for hook in hooks)
 
 
-def _copy(value: Any) -> Any:
+def copied(value: Any) -> Any:
     """A deep copy that shares networks and large arrays, which are only read."""
     memo: dict[int, Any] = {}
     stack, seen = [value], set()

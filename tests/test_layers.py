@@ -334,3 +334,11 @@ def test_tokens_of_images_that_patches_fill(patch: int, extra: int) -> None:
 )
 def test_tokens_in_front_of_the_patches(tokens: int, size: tuple[int, int], expected: tuple[int, int, int]) -> None:
     assert token_grid(tokens, size) == expected
+
+
+def test_narrow_maps_of_square_images_are_not_channels_last() -> None:
+    """Strides that differ along the axes, as for spectrograms."""
+    maps = torch.zeros(2, 16, 8, 64)
+    assert as_maps(maps, image_size=(64, 64)).shape == (2, 16, 8, 64)
+    assert as_maps(torch.zeros(2, 7, 7, 64), image_size=(64, 64)).shape == (2, 64, 7, 7)
+    assert as_maps(torch.zeros(2, 4, 16, 96), image_size=(64, 256)).shape == (2, 96, 4, 16)

@@ -16,6 +16,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from lit_viz.errors import UsageError, check_at_least, check_choice
 from lit_viz.functional.classes import class_index, names_of, two_classes
@@ -338,14 +339,19 @@ class VisualizationCallback(Callback):
         states = ("ready", "waiting", "failed", "fatal")
         agreed = states[_largest(trainer, states.index(state))]
         self._state = "failed" if agreed == "fatal" else agreed
-        if agreed == "fatal":
-            raise failure or RuntimeError(f"{type(self).__name__} failed on another rank.")
-        if failure is not None:
-            self._warn(failure, "prepare", "and is left out")
-        elif agreed == "failed":
-            rank_zero_warn(f"{type(self).__name__} failed on another rank and is left out.")
+        try:
+            if agreed == "fatal":
+                raise failure or RuntimeError(f"{type(self).__name__} failed on another rank.")
+            if failure is not None:
+                self._warn(failure, "prepare", "and is left out")
+            elif agreed == "failed":
+                rank_zero_warn(f"{type(self).__name__} failed on another rank and is left out.")
+        finally:
+            del failure  # its traceback holds the tensors of the look, and this frame holds it
 
     def _prepared(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> bool:
+        if any(is_lazy(parameter) for parameter in pl_module.parameters()):
+            return False  # the first pass gives them their values, which must be the run's own
         if self.needs != "weights" and self._probe is None:
             loader = dataloader(trainer, self.dataloader_idx)
             find = {"batch_to_images": self.batch_to_images}
@@ -474,12 +480,16 @@ class VisualizationCallback(Callback):
         except Exception as error:
             failure = error
         self.seconds += time.perf_counter() - started
-        if self.on_error == "raise":
-            if _largest(trainer, int(failure is not None)):
-                raise failure or RuntimeError(f"{type(self).__name__} failed on another rank.")
-        elif failure is not None:
-            self._warn(failure, what)
-        return failure is None
+        well = failure is None
+        try:
+            if self.on_error == "raise":
+                if _largest(trainer, int(not well)):
+                    raise failure or RuntimeError(f"{type(self).__name__} failed on another rank.")
+            elif failure is not None:
+                self._warn(failure, what)
+        finally:
+            del failure  # its traceback holds the tensors of the look, and this frame holds it
+        return well
 
     def _warn(self, failure: Exception, what: str, outcome: str = "and is left out here") -> None:
         cause = f"{type(failure).__name__}: {failure}"

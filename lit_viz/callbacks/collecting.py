@@ -200,6 +200,7 @@ class CollectingCallback(VisualizationCallback):
         with torch.inference_mode(False), torch.no_grad():
             for peer in shared.peers:
                 peer.attempt_collecting(lambda peer=peer: peer.update(peer.current, shared.values(peer)))
+        shared.forget()
 
     on_test_batch_end = on_validation_batch_end
 
@@ -247,9 +248,11 @@ class CollectingCallback(VisualizationCallback):
             try:
                 run()
             except Exception as error:
-                self._broken, self._failure = True, error
+                self._broken = True
                 if self.on_error == "warn":
                     self._warn(error, "collect")
+                else:
+                    self._failure = error
 
     def _begin_batch(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
         if not self._begun:
@@ -314,6 +317,10 @@ class _SharedPass:
     def close(self) -> None:
         """Removes the hooks."""
         self._stack.close()
+
+    def forget(self) -> None:
+        """Lets go of a failure, whose traceback holds tensors and this object."""
+        self._failure = None
 
     def _listen(self) -> None:
         for peer in self.peers:

@@ -211,6 +211,8 @@ class Faithfulness(VisualizationCallback):
         if self.on_error == "raise":
             raise error
         self._warn(error, f"test {name}", "which is left out")
+        # It is kept for long, and the frames of its traceback hold the network's activations.
+        error.__traceback__ = error.__cause__ = error.__context__ = None
         return error
 
     def _with_masks(self, batch: Any) -> tuple[Tensor, Tensor | None]:

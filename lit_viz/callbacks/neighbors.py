@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Any, Literal
 
 import numpy as np
@@ -19,7 +21,7 @@ from lit_viz.draw.text import aligned
 from lit_viz.errors import UsageError, check_at_least, check_choice
 from lit_viz.functional import Neighbors
 from lit_viz.layers import capture
-from lit_viz.probing import split_batch, to_network
+from lit_viz.probing import copied, split_batch, to_network
 from lit_viz.state import FeatureBank, Features
 
 LARGEST = 32  # px along a side of the images that are compared pixel by pixel
@@ -45,7 +47,6 @@ class NearestNeighbors(FeatureCallback):
         max_samples: How many images to search, chosen at random (always the same) from those that a validation pass
             goes through, or from the reference.
         thumbnail_size: Largest side of the pictures in pixels.
-        num_images: How many probe images.
         **kwargs: See `CollectingCallback`.
     """
 
@@ -60,10 +61,9 @@ class NearestNeighbors(FeatureCallback):
         reference: Dataset[Any] | DataLoader[Any] | LightningDataModule | None = None,
         max_samples: int = 2000,
         thumbnail_size: int = 64,
-        num_images: int = 6,
         **kwargs: Any,
     ) -> None:
-        super().__init__(layer, max_samples=max_samples, thumbnail_size=thumbnail_size, num_images=num_images, **kwargs)
+        super().__init__(layer, max_samples=max_samples, thumbnail_size=thumbnail_size, **kwargs)
         if layer is not None and not isinstance(layer, str):
             raise UsageError(f"layer is the dotted name of a layer, not {layer!r}.")
         check_at_least("k", k, 1)
@@ -159,16 +159,20 @@ class NearestNeighbors(FeatureCallback):
     def _reference_batches(self) -> Iterator[Any]:
         source = self.reference
         if isinstance(source, LightningDataModule):
+            source = copy.copy(source)  # it may be that of the run, which is set up already
             source.prepare_data()
             source.setup("validate")
             source = source.val_dataloader()
         loader = source if isinstance(source, DataLoader) else DataLoader(source, 32)
-        data = loader.dataset
-        if isinstance(data, IterableDataset):
+        if isinstance(loader.dataset, IterableDataset):
             return iter(loader)
+        data, collate = loader.dataset, loader.collate_fn
+        with suppress(Exception):  # where it can't be copied, as open files can't
+            # As for probes: reading may change what training reads next.
+            data, collate = copied((data, collate))
         order = torch.randperm(len(data), generator=torch.Generator().manual_seed(self.seed))[: self.max_samples]
         chosen = Subset(data, order.sort().values.tolist())
-        return iter(DataLoader(chosen, loader.batch_size or 32, collate_fn=loader.collate_fn))
+        return iter(DataLoader(chosen, loader.batch_size or 32, collate_fn=collate))
 
     def _recalls(self, layer: str, features: Features, pixels: Tensor, k: int) -> dict[str, float]:
         """Recall@k in both spaces, if enough images have a label."""

@@ -25,8 +25,7 @@ class AttentionRollout(AttributionCallback):
         discard: Share of the smallest attention weights of each layer that are left out, in [0, 1).
         head_fusion: What stands for all heads: "mean", "max" or "min".
         start_layer: Layers before this one are left out.
-        token: "class" for the first token, "mean" for all patches; by default the first one, where there are more
-            tokens than patches.
+        token: "class" for the first token, "mean" for all patches; by default those that the head reads.
         **kwargs: See `VisualizationCallback`.
     """
 

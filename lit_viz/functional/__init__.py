@@ -6,7 +6,6 @@ from lit_viz.functional.cam import (
     grad_cam,
     guided_grad_cam,
     hires_cam,
-    last_spatial_layer,
     layer_cam,
     upsampled,
 )
@@ -38,6 +37,7 @@ from lit_viz.functional.saliency import input_gradient, input_x_gradient, salien
 from lit_viz.functional.scores import class_scores, probabilities, resolve_target
 from lit_viz.functional.segmentation import best_threshold_iou, cut_out, iou, segment
 from lit_viz.functional.smooth_grad import smooth_grad
+from lit_viz.functional.spatial_layer import last_spatial_layer
 from lit_viz.functional.tsne import tsne
 from lit_viz.functional.units import LayerUnits
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
+from torch.utils.hooks import RemovableHandle
 
 from lit_viz.errors import UsageError
 from lit_viz.functional.scores import check_images
@@ -103,7 +104,7 @@ def telling_layers(model: nn.Module, images: Tensor, count: int = 4) -> list[str
     image = check_images(images)[:1].detach()
     size = (image.shape[2], image.shape[3])
     layers = named_layers(model)
-    names = {module: name for name, module in layers.items()}
+    names = {module: name for name, module in layers.items() if not isinstance(module, torch.jit.ScriptModule)}
     inputs: dict[nn.Module, bool] = {}  # whether negative values go in
     calls: dict[str, list[_Seen]] = {}
 
@@ -120,9 +121,11 @@ def telling_layers(model: nn.Module, images: Tensor, count: int = 4) -> list[str
         calls.setdefault(names[module], []).append(_Seen(tensor, placed, rectified))
 
     with untouched(model), torch.no_grad():
-        handles = [module.register_forward_pre_hook(before) for module in names]
-        handles += [module.register_forward_hook(after) for module in names]
+        handles: list[RemovableHandle] = []
         try:
+            for module in names:
+                handles.append(module.register_forward_pre_hook(before))
+                handles.append(module.register_forward_hook(after))
             model(image.clone())
         finally:
             for handle in handles:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from lit_viz.errors import UsageError, check_at_least, check_choice
 from lit_viz.functional.baselines import Baseline, baseline_images
@@ -275,8 +276,11 @@ def _cascade(model: nn.Module, run: Callable[[], None]) -> dict[str, list[nn.Mod
 
         return hook
 
-    handles = [layer.register_forward_pre_hook(note(name)) for name, layer in layers.items()]
+    handles: list[RemovableHandle] = []
     try:
+        for name, layer in layers.items():
+            if not isinstance(layer, torch.jit.ScriptModule):  # goes with the layer around it
+                handles.append(layer.register_forward_pre_hook(note(name)))
         run()
     finally:
         for handle in handles:

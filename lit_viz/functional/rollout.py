@@ -8,14 +8,14 @@ from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from lit_viz.errors import UsageError, check_at_least, check_choice
 from lit_viz.functional.scores import Model, check_images
 from lit_viz.guard import untouched
-from lit_viz.layers import token_grid
+from lit_viz.layers import first_tensor, token_grid
 
 HeadFusion = Literal["mean", "max", "min"]
 
@@ -37,9 +37,9 @@ def attention_rollout(
       R = \tilde A_L \cdots \tilde A_1$$
 
     from Abnar & Zuidema, *Quantifying Attention Flow in Transformers* (2020): $A_l$ is the attention of layer $l$, one
-    number for its heads, $I$ stands for the residual connection, and rows are normalised to 1. The map is the class
-    token's row of $R$. Values, MLPs and norms are left out of account, so that it shows where information may come
-    from, not what speaks for a class: **it is the same for every class**.
+    number for its heads, $I$ stands for the residual connection, and rows are normalised to 1. The map is the row of
+    $R$ of the tokens that the head reads, mostly the class token's. Values, MLPs and norms are left out of account, so
+    that it shows where information may come from, not what speaks for a class: **it is the same for every class**.
 
     Args:
         model: A vision transformer whose tokens all attend to each other, in any code that calls
@@ -48,8 +48,9 @@ def attention_rollout(
         discard: Share of the smallest attention weights of each layer that are set to zero, in [0, 1).
         head_fusion: What stands for all heads: their mean, largest or smallest weight.
         start_layer: Layers before this one are left out.
-        token: Whose row is shown: "class", the first token, or the "mean" of all patches. By default the first one,
-            where there are more tokens than patches; say "mean" for networks with registers and no class token.
+        token: Whose row is shown: "class", the first token, or the "mean" of all patches. By default the mean of the
+            tokens behind the last layer on which the output depends: the class token; it and the distillation token;
+            or all patches, where the head takes their mean.
 
     Returns:
         (N, h, w), one value for each patch, non-negative; those of an image add up to at most 1.
@@ -79,8 +80,44 @@ def attention_rollout(
     if token == "class" and not extra:
         raise UsageError(f"there is no class token: the {tokens} tokens are {height} × {width} patches; token='mean'.")
     mixed = rolled_out(layers[start_layer:], discard=discard)
-    rows = mixed[:, extra:].mean(dim=1) if token == "mean" or not extra else mixed[:, 0]
-    return rows[:, extra:].unflatten(1, (height, width))
+    if token is None:
+        asked = mixed[:, _tokens_read(model, images[:1], tokens, extra).to(mixed.device)]
+    else:
+        asked = mixed[:, extra:] if token == "mean" else mixed[:, :1]
+    return asked.mean(dim=1)[:, extra:].unflatten(1, (height, width))
+
+
+def _tokens_read(model: Model, image: Tensor, tokens: int, extra: int) -> Tensor:
+    """Which tokens of the last layer the output depends on, bool (T,), found out by the gradient for one image."""
+    guess = torch.zeros(tokens, dtype=torch.bool)
+    guess[: 1 if extra else tokens] = True
+    if not isinstance(model, nn.Module):
+        return guess
+    kept: list[Tensor] = []
+
+    def keep(module: nn.Module, args: Any, output: Any) -> None:
+        tensor = first_tensor(output)
+        if tensor is not None and tensor.dim() == 3 and tensor.shape[:2] == (1, tokens) and tensor.requires_grad:
+            kept.append(tensor)
+
+    with untouched(model, seed=0):
+        handles = [module.register_forward_hook(keep) for module in model.modules()]
+        try:
+            # What lies before an attention is read by all tokens.
+            with recording_attention(lambda weights: kept.clear()):
+                output = first_tensor(model(image.detach().clone().requires_grad_(True)))
+        finally:
+            for handle in handles:
+                handle.remove()
+        if output is None or not output.requires_grad:
+            return guess
+        # At random: the sum of probabilities is 1 whatever they depend on.
+        score = (output * torch.randn(output.shape, dtype=torch.float32).to(output)).sum()
+        for tensor in reversed(kept):
+            (gradient,) = torch.autograd.grad(score, tensor, retain_graph=True, allow_unused=True)
+            if gradient is not None and gradient.any():
+                return (gradient[0] != 0).any(dim=1).cpu()
+    return guess
 
 
 def rolled_out(layers: list[Tensor], *, discard: float = 0.0) -> Tensor:

@@ -35,6 +35,8 @@ def class_scores(model: Model, images: Tensor, *, score: Score | None = None) ->
     scores = output if score is None else score(output)
     if not isinstance(scores, Tensor):
         raise UsageError(f"{_described(model, output)}; pass score=..., a function from that to (N, classes).")
+    if scores.is_complex():
+        raise UsageError("the scores are complex numbers; pass score=..., a function from them to real ones.")
     if scores.dim() == 1 and len(scores) == len(images):
         scores = scores.unsqueeze(1)
     if scores.dim() != 2 or len(scores) != len(images):

@@ -71,9 +71,11 @@ def smooth_grad(
         noisy = images[which] + sigma[which] * _noise(indices % samples, images.shape[1:], seed).to(images)
         gradients = input_gradient(model, noisy, chosen[which], score=score)
         gradients = gradients.abs() if absolute else gradients
+        # Before anything is added: where memory runs out the copies come once more.
+        squares = None if statistic == "mean" else gradients.square()
         first.index_add_(0, which, gradients)
-        if statistic != "mean":
-            second.index_add_(0, which, gradients.square())
+        if squares is not None:
+            second.index_add_(0, which, squares)
         return indices
 
     in_batches(

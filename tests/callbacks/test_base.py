@@ -25,7 +25,7 @@ from lit_viz.callbacks import (
     VisualizationCallback,
 )
 from lit_viz.errors import UsageError
-from tests.conformance.harness import CLASSES, Blobs, Recorder, TinyModule, loaders, trainer
+from tests.conformance.harness import CLASSES, Blobs, Mode, Recorder, TinyModule, fit, loaders, trainer
 
 
 class Notes(VisualizationCallback):
@@ -604,3 +604,40 @@ def test_titles_say_when() -> None:
     validated = Notes()
     trainer([validated], logger=Recorder()).validate(TinyModule(), loaders()[1], verbose=False)
     assert [look.when for look in validated.looks] == ["validate"]
+
+
+def test_lazy_modules_get_their_values_from_the_run() -> None:
+    """The first pass initialises them: were it ours, inside its seeded guard, training would start elsewhere."""
+
+    class Lazy(TinyModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net.head = torch.nn.LazyLinear(3)
+
+    lazy = Mode(module=Lazy)
+    for sanity in (0, 2):
+        seen = fit(lazy, [Saliency(on_error="raise")], logger=Recorder(), num_sanity_val_steps=sanity)
+        alone = fit(lazy, num_sanity_val_steps=sanity)
+        assert all(torch.equal(v, alone.weights[k]) for k, v in seen.weights.items())
+
+
+def test_a_look_that_failed_keeps_no_tensors() -> None:
+    """They would lie in memory until Python's collector comes by, beside the next training step."""
+    import gc
+    import weakref
+
+    kept: list[Any] = []
+
+    class Fails(Saliency):
+        def visualize(self, look: Any) -> Any:
+            large = torch.zeros(1000)
+            kept.append(weakref.ref(large))
+            raise MemoryError
+
+    gc.disable()
+    try:
+        with pytest.warns(UserWarning, match="MemoryError"):
+            trainer([Fails()], logger=Recorder(), max_epochs=1).fit(TinyModule(), *loaders())
+        assert kept and all(one() is None for one in kept)
+    finally:
+        gc.enable()

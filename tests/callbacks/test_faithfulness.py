@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import warnings
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -272,3 +274,23 @@ def test_numbers_without_an_image_logger(tmp_path: Path) -> None:
     trainer([Kept(Saliency())], logger=table, max_epochs=1).fit(TinyModule(), *loaders())
     assert "faithfulness/saliency/insertion" in (tmp_path / "table" / "metrics.csv").read_text().splitlines()[0]
     assert list((tmp_path / "table" / "pictures" / "faithfulness" / "curves").glob("*.png"))
+
+
+def test_a_method_that_is_left_out_holds_no_tensors() -> None:
+    kept: list[weakref.ref[Tensor]] = []
+
+    class Holding(Saliency):
+        def check(self, look: Look) -> None:
+            large = torch.zeros(10)
+            kept.append(weakref.ref(large))
+            try:
+                raise ValueError("the cause")
+            except ValueError as error:
+                raise UsageError("no meaning") from error
+
+    callback = Faithfulness([Holding(), Saliency()], steps=2, num_images=2)
+    with pytest.warns(UserWarning, match="no meaning"):
+        validated([callback])
+    gc.collect()
+    assert list(callback._unfit) == ["saliency"]
+    assert kept[0]() is None

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Callback, LightningDataModule
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, random_split
 
 from lit_viz import draw
 from lit_viz.callbacks import NearestNeighbors
 from lit_viz.errors import UsageError
 from lit_viz.functional import recall_at_k
-from tests.conformance.harness import Blobs, Recorder, TinyModule, fit, loaders, trainer
+from tests.conformance.harness import Blobs, Recorder, StatefulBlobs, TinyModule, fit, loaders, trainer
 
 COUNT = 20
 
@@ -273,3 +275,44 @@ class Wrong(torch.utils.data.Dataset[Any]):
 
     def __getitem__(self, index: int) -> Any:
         return torch.zeros(3, 8, 8), 0
+
+
+def test_a_reference_that_changes_as_it_is_read_leaves_training_alone() -> None:
+    def weights(*callbacks: Callback) -> dict[str, Tensor]:
+        torch.manual_seed(0)
+        module = TinyModule()
+        trainer(callbacks, logger=Recorder()).fit(module, DataLoader(data, 8), DataLoader(Blobs(12, 3), 6))
+        return module.state_dict()
+
+    data = StatefulBlobs(30, 1)
+    alone = weights()
+    data = StatefulBlobs(30, 1)
+    seen = weights(NearestNeighbors(reference=data, on_error="raise"))
+    assert all(torch.equal(value, alone[name]) for name, value in seen.items())
+
+
+def test_a_data_set_that_can_not_be_copied_is_a_reference_too() -> None:
+    data = Blobs(30, 1)
+    data.lock = threading.Lock()  # type: ignore[attr-defined]
+    callback = NearestNeighbors(reference=data, on_error="raise")
+    assert validated(callback, TinyModule()).tags == {"neighbors/net.head"}
+
+
+def test_the_data_module_of_the_run_is_not_set_up_again() -> None:
+    class Splits(LightningDataModule):
+        count = 0
+
+        def setup(self, stage: str) -> None:
+            self.count += 1
+            self.parts = random_split(Blobs(30, 1), [20, 10])
+
+        def train_dataloader(self) -> DataLoader[Any]:
+            return DataLoader(self.parts[0], 8)
+
+        def val_dataloader(self) -> DataLoader[Any]:
+            return DataLoader(self.parts[1], 8)
+
+    data = Splits()
+    callback = NearestNeighbors(reference=data, k=2, on_error="raise")
+    trainer([callback], logger=Recorder()).fit(TinyModule(), datamodule=data)
+    assert callback.found and data.count == 1

@@ -147,3 +147,10 @@ def test_a_network_without_places() -> None:
 
     with pytest.raises(UsageError, match="name the layers"):
         telling_layers(Mean(), images(1, 3, 8, 8))
+
+
+def test_a_part_compiled_by_torchscript() -> None:
+    scripted = torch.jit.script(nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU()))
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), scripted, nn.Conv2d(4, 4, 3), nn.ReLU())
+    assert telling_layers(model, images(1, 3, 16, 16)) == ["1", "4"]
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -335,3 +336,20 @@ def test_of_a_pyramid_the_level_that_the_score_reads(level: str, layer: str) -> 
     a, g = by_hand(model, f"backbone.{layer}", x, target)
     expected = (a * g.mean((2, 3), keepdim=True)).sum(1)
     assert relative(grad_cam(model, x, target, signed=True), expected) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["vit", "resnet18"])
+def test_a_head_of_zeros_hides_no_layer(name: str, network: Network) -> None:
+    model, x = copy.deepcopy(network(name)), images(1, 3, 64, 64)
+    expected = last_spatial_layer(model, x)
+    head = [m for m in model.modules() if isinstance(m, nn.Linear)][-1]
+    nn.init.zeros_(head.weight)
+    assert last_spatial_layer(model, x) == expected
+    assert not grad_cam(model, x).any()
+
+
+def test_a_part_compiled_by_torchscript() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), torch.jit.script(nn.Sequential(nn.ReLU(), nn.Conv2d(4, 4, 3))), nn.ReLU())
+    model = nn.Sequential(net, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+    assert last_spatial_layer(model, images(1, 3, 8, 8)) == "0"
+    assert not any(m._forward_hooks for m in model.modules())

@@ -393,3 +393,13 @@ def test_boxes() -> None:
 def test_errors_of_masks(run: Callable[[], Any], words: str) -> None:
     with pytest.raises(UsageError, match=words):
         run()
+
+
+def test_a_part_compiled_by_torchscript_goes_with_the_layer_around_it() -> None:
+    scripted = torch.jit.script(nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU()))
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Sequential(scripted), nn.Flatten(), nn.Linear(4 * 4 * 4, 2))
+    x = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    before = scripted.state_dict()["0.weight"].clone()
+    found = randomization_check(model, lambda m: saliency(m, x, 0))
+    assert found.layers == ("3", "1", "0")
+    assert torch.equal(scripted.state_dict()["0.weight"], before)

@@ -171,6 +171,20 @@ def test_batches_are_halved_when_memory_runs_out() -> None:
     torch.testing.assert_close(smooth_grad(model, x, 0, samples=9, noise=0.0), 2 * x)
 
 
+def test_copies_count_once_where_memory_runs_out_behind_the_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    def square(tensor: Tensor) -> Tensor:
+        monkeypatch.undo()
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    def model(x: Tensor) -> Tensor:
+        return (x * x).flatten(1).sum(1, keepdim=True)
+
+    x = images(2, 3, 4, 4)
+    expected = smooth_grad(model, x, 0, samples=4, statistic="variance")
+    monkeypatch.setattr(Tensor, "square", square)
+    torch.testing.assert_close(smooth_grad(model, x, 0, samples=4, statistic="variance"), expected)
+
+
 @pytest.mark.parametrize(
     ("function", "arguments", "words"),
     [

@@ -239,3 +239,30 @@ def test_tokens_that_are_no_patches() -> None:
 
     with pytest.raises(UsageError, match="no grid of square patches"):
         attention_rollout(Rows(), images(2, 3, 10, 1000))
+
+
+class Reader(nn.Module):
+    """Two extra tokens and four patches, one layer of attention, and a head that reads some of them."""
+
+    def __init__(self, reads: slice | list[int]) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(2)
+            self.embed, self.token = nn.Conv2d(3, 8, 4, 4), nn.Parameter(torch.randn(1, 2, 8))
+            self.attention, self.norm = nn.MultiheadAttention(8, 2, batch_first=True), nn.LayerNorm(8)
+        self.reads = reads
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.token.expand(len(x), -1, -1), x], dim=1)
+        x = x + self.attention(x, x, x, need_weights=False)[0]
+        return self.norm(x)[:, self.reads].mean(1).softmax(1)
+
+
+@pytest.mark.parametrize("reads", [[0], [0, 1], slice(2, None), slice(None)])
+def test_the_rows_are_those_of_the_tokens_that_the_head_reads(reads: Any) -> None:
+    model, x = Reader(reads).eval(), images(2, 3, 8, 8)
+    (weights,) = attention_weights(model, x)
+    mixed = rolled_out([weights.mean(1)])
+    expected = mixed[:, reads].mean(1)[:, 2:].unflatten(1, (2, 2))
+    torch.testing.assert_close(attention_rollout(model, x), expected, rtol=1e-5, atol=1e-7)
