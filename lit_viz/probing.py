@@ -159,7 +159,7 @@ def load_probe(
     seed: int = 0,
     batch_to_images: BatchToImages | None = None,
 ) -> Probe | None:
-    """Takes evenly spaced samples of a data set, the same on every rank and in every run.
+    """Takes samples from all over a data set, the same on every rank and in every run.
 
     They are read from a copy of the data set (large arrays shared), since reading may change it: a generator of its
     own that goes on, a file opened at the first access and then inherited by workers.
@@ -184,7 +184,7 @@ def load_probe(
         raise UsageError(f"the data set {type(loader.dataset).__name__} is empty, so there is nothing to look at.")
     if indices is None or _batches_are_changed(trainer, module):
         return None
-    chosen = [indices[i] for i in evenly_spaced(len(indices), min(count, len(indices))).tolist()]
+    chosen = [indices[i] for i in scattered(len(indices), min(count, len(indices))).tolist()]
     try:
         with isolated_rng(seed), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -216,6 +216,22 @@ def evenly_spaced(length: int, count: int) -> Tensor:
     """
     # In float64 whatever the default is: it is bfloat16 inside a run of that precision.
     return torch.linspace(0, length - 1, count, dtype=torch.float64).round().long()
+
+
+def scattered(length: int, count: int) -> Tensor:
+    """`count` increasing indices from all over 0 … length − 1, int64, one from each of as many equal parts.
+
+    Steps differ by the golden ratio: with equal ones, data whose classes come in turn would show one class again and
+    again.
+
+    >>> scattered(1000, 5).tolist()
+    [0, 323, 447, 770, 894]
+    """
+    if length < 2 * count:
+        return evenly_spaced(length, count)
+    parts = torch.arange(count, dtype=torch.float64)
+    golden = (5**0.5 - 1) / 2
+    return ((parts + (parts * golden) % 1) * (length / count)).long()
 
 
 def dataloader(trainer: Trainer, index: int = 0) -> Any:

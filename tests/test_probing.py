@@ -38,6 +38,7 @@ from lit_viz.probing import (
     load_probe,
     looking,
     probe_from_batch,
+    scattered,
     split_batch,
     to_network,
 )
@@ -195,9 +196,9 @@ def test_the_probe_is_the_same_each_time_and_draws_nothing() -> None:
     second = load_probe(run, module, DataLoader(Augmented(), batch_size=10), 4)
     assert first is not None and second is not None
     assert torch.equal(first.images, second.images)
-    assert first.labels is not None and first.labels.tolist() == [0, 3, 6, 9]
-    assert first.names == ["file 0", "file 3", "file 6", "file 9"]
-    assert first.samples is not None and first.samples.tolist() == [0, 3, 6, 9]
+    assert first.labels is not None and first.labels.tolist() == [0, 4, 5, 9]
+    assert first.names == ["file 0", "file 4", "file 5", "file 9"]
+    assert first.samples is not None and first.samples.tolist() == [0, 4, 5, 9]
     other = load_probe(run, module, DataLoader(Augmented()), 4, seed=1)
     assert other is not None and not torch.equal(other.images, first.images)
 
@@ -248,7 +249,7 @@ def test_reading_the_probe_leaves_the_data_set_as_it_was(tmp_path: Any) -> None:
     data = Stateful()
     run, module = attached()
     probe = load_probe(run, module, DataLoader(Subset(data, range(2, 10))), 3)
-    assert probe is not None and probe.labels is not None and probe.labels.tolist() == [2, 6, 9]
+    assert probe is not None and probe.labels is not None and probe.labels.tolist() == [2, 6, 7]
     assert data.file is None and data.count == 0 and data.random.rand() == np.random.RandomState(0).rand()
 
 
@@ -326,6 +327,24 @@ def test_evenly_spaced(length: int, count: int) -> None:
     assert len(set(found)) == count and found[0] == 0 and found[-1] == (length - 1 if count > 1 else 0)
     gaps = {b - a for a, b in itertools.pairwise(found)}
     assert len(gaps) <= 2 and max(gaps, default=0) - min(gaps, default=0) <= 1
+
+
+@pytest.mark.parametrize("period", [2, 3, 5, 7, 10, 13])
+@pytest.mark.parametrize("count", [4, 5, 6, 8, 10])
+def test_scattered_samples_are_of_many_classes(count: int, period: int) -> None:
+    """Where classes come in turn, or one after the other."""
+    length = 100 * period
+    found = scattered(length, count)
+    assert (found.diff() > 0).all() and found[0] >= 0 and found[-1] < length
+    assert len((found % period).unique()) >= min(count, period) / 2
+    assert len((found // 100).unique()) >= min(count, period) - 2
+
+
+@pytest.mark.parametrize("count", range(1, 12))
+def test_scattered_samples_of_small_data_differ(count: int) -> None:
+    for length in range(count, 60):
+        found = scattered(length, count)
+        assert len(found.unique()) == count and int(found.min()) >= 0 and int(found.max()) < length
 
 
 def test_evenly_spaced_whatever_the_default_dtype() -> None:

@@ -47,6 +47,7 @@ class NearestNeighbors(FeatureCallback):
         max_samples: How many images to search, chosen at random (always the same) from those that a validation pass
             goes through, or from the reference.
         thumbnail_size: Largest side of the pictures in pixels.
+        num_images: How many probe images.
         **kwargs: See `CollectingCallback`.
     """
 
@@ -61,9 +62,10 @@ class NearestNeighbors(FeatureCallback):
         reference: Dataset[Any] | DataLoader[Any] | LightningDataModule | None = None,
         max_samples: int = 2000,
         thumbnail_size: int = 64,
+        num_images: int = 6,
         **kwargs: Any,
     ) -> None:
-        super().__init__(layer, max_samples=max_samples, thumbnail_size=thumbnail_size, **kwargs)
+        super().__init__(layer, max_samples=max_samples, thumbnail_size=thumbnail_size, num_images=num_images, **kwargs)
         if layer is not None and not isinstance(layer, str):
             raise UsageError(f"layer is the dotted name of a layer, not {layer!r}.")
         check_at_least("k", k, 1)

@@ -16,6 +16,7 @@ from lit_viz import draw
 from lit_viz.callbacks import NearestNeighbors
 from lit_viz.errors import UsageError
 from lit_viz.functional import recall_at_k
+from lit_viz.probing import scattered
 from tests.conformance.harness import Blobs, Recorder, StatefulBlobs, TinyModule, fit, loaders, trainer
 
 COUNT = 20
@@ -63,7 +64,7 @@ def by_hand(vectors: Tensor, probes: list[int], k: int, metric: str) -> list[lis
 def test_neighbours_in_both_spaces_equal_a_loop(metric: Any, module: TinyModule) -> None:
     callback = NearestNeighbors(k=4, metric=metric, num_images=3, mean=0.4, std=0.5, on_error="raise")
     recorder = validated(callback, module)
-    data, probes = Blobs(COUNT, 3), [0, 10, 19]
+    data, probes = Blobs(COUNT, 3), scattered(COUNT, 3).tolist()
     features = head_input(module, data.images)
     assert callback.found["net.head"].indices.tolist() == by_hand(features, probes, 4, metric)
     assert callback.found["pixels"].indices.tolist() == by_hand(colors(data.images).flatten(1), probes, 4, "l2")
@@ -84,7 +85,7 @@ def test_large_images_are_compared_at_32_px(module: TinyModule) -> None:
     assert callback.features is not None and callback.features.thumbnails.shape[2:] == (48, 40)
     small = F.interpolate(torch.stack([i for i, _ in data]), size=(48, 40), mode="area")
     reduced = F.interpolate(colors(small) / 255, size=(32, 27), mode="area").flatten(1)
-    assert callback.found["pixels"].indices.tolist() == by_hand(reduced, [0, 19], 3, "l2")
+    assert callback.found["pixels"].indices.tolist() == by_hand(reduced, scattered(COUNT, 2).tolist(), 3, "l2")
 
 
 def rows_of(monkeypatch: pytest.MonkeyPatch) -> list[draw.NeighborRow]:
@@ -98,7 +99,7 @@ def test_what_is_said_below_the_pictures(module: TinyModule, monkeypatch: pytest
     seen, data = rows_of(monkeypatch), Blobs(COUNT, 3)
     callback = NearestNeighbors(k=3, num_images=2, mean=0.4, std=0.5, on_error="raise")
     validated(callback, module)
-    for row, probe in zip(seen, (0, 19), strict=True):
+    for row, probe in zip(seen, scattered(COUNT, 2).tolist(), strict=True):
         assert row.query.caption == data.classes[data.labels[probe]]
         for space, group in zip(("net.head", "pixels"), row.groups, strict=True):
             found = callback.found[space].indices[0 if probe == 0 else 1].tolist()
@@ -167,7 +168,7 @@ def test_probes_that_are_not_searched_exclude_nobody(module: TinyModule) -> None
     callback = NearestNeighbors(k=3, num_images=8, max_samples=7, on_error="raise")
     validated(callback, module)
     assert callback.features is not None and len(callback.features.samples) == 7
-    probes = torch.linspace(0, COUNT - 1, 8, dtype=torch.float64).round().long()
+    probes = scattered(COUNT, 8)
     for found in callback.found.values():
         assert not (callback.features.samples[found.indices] == probes[:, None]).any()
 
@@ -243,7 +244,7 @@ def test_a_reference_set_is_searched_instead() -> None:
     trainer([callback], logger=recorder).validate(module, DataLoader(Blobs(20, 3), 6), verbose=False)
     kept: list[Tensor] = []
     handle = module.net.head.register_forward_pre_hook(lambda _, args: kept.append(args[0].detach()))
-    module.eval()(Blobs(20, 3).images[[0, 10, 19]]), module(reference.images)
+    module.eval()(Blobs(20, 3).images[scattered(20, 3)]), module(reference.images)
     handle.remove()
     queries, found = kept
     similar = torch.nn.functional.cosine_similarity(queries[:, None], found[None], dim=2)
