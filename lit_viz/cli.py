@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
-import os
 import sys
 import warnings
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -23,14 +19,12 @@ import lit_viz.callbacks
 import lit_viz.data
 import lit_viz.modules  # noqa: F401
 from lit_viz.callbacks import VisualizationCallback
+from lit_viz.commands import COMMANDS, run_command
+from lit_viz.commands.base import how_to_look, short_path
 from lit_viz.errors import UsageError
 from lit_viz.functional import format_layer_table, layer_table
-from lit_viz.functional.classes import names_of
 from lit_viz.layers import first_convolution
-from lit_viz.networks import Network, load_network
-from lit_viz.pixels import find_pixel_space
 from lit_viz.probing import split_batch
-from lit_viz.showing import DEFAULT, PICTURES, distinct_names, show
 
 CONFIG_FOLDERS = (Path(__file__).parent / "configs", Path(__file__).parent.parent / "configs")
 
@@ -87,6 +81,7 @@ class LitVizCLI(LightningCLI):
     """LightningCLI with TensorBoard on, numbers of classes and channels taken from the data, and a summary."""
 
     def __init__(self, **kwargs: Any) -> None:
+        commands = ", ".join(f"`{name}`" for name in COMMANDS)
         super().__init__(
             trainer_class=LitVizTrainer,
             subclass_mode_model=True,
@@ -96,7 +91,7 @@ class LitVizCLI(LightningCLI):
             seed_everything_default=0,
             save_config_callback=SaveConfigBesideLogs,
             save_config_kwargs={"overwrite": True},
-            parser_kwargs={"epilog": "Without a trainer: `show` looks into a network with single images; show --help."},
+            parser_kwargs={"epilog": f"Without a trainer, for single images: {commands}; show --help."},
             **kwargs,
         )
 
@@ -149,13 +144,10 @@ def summary(trainer: Trainer) -> str:
         lines.append("Metrics: " + ", ".join(f"{k} {v:.4g}" for k, v in sorted(metrics.items())))
     checkpoint = getattr(trainer.checkpoint_callback, "best_model_path", "")
     if checkpoint:
-        lines.append(f"Checkpoint: {_short(checkpoint)}")
-    # Only inside `uv run` does the path lead to what uv installed.
-    prefix = "uv run " if "UV_RUN_RECURSION_DEPTH" in os.environ else ""
+        lines.append(f"Checkpoint: {short_path(checkpoint)}")
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger) and rows:
-            lines.append("Look at them with:")
-            lines.append(f"  {prefix}tensorboard --logdir {_short(logger.log_dir)} --samples_per_plugin images=1000")
+            lines.append(how_to_look(logger.log_dir))
     return "\n".join(lines)
 
 
@@ -171,8 +163,8 @@ def main(args: Sequence[str] | None = None) -> None:
     if args is None:
         sys.argv[1:] = _with_known_configs(sys.argv[1:])
     try:
-        if asked[:1] == ["show"]:
-            show_images(asked[1:])
+        if asked and asked[0] in COMMANDS:
+            run_command(asked[0], asked[1:])
             return
         LitVizCLI(args=None if args is None else _with_known_configs(list(args)))
     except Exception as error:
@@ -183,115 +175,6 @@ def main(args: Sequence[str] | None = None) -> None:
         if told is None:
             raise
         sys.exit(f"lit_viz: {told}")
-
-
-def show_images(args: Sequence[str]) -> None:
-    """The subcommand `show`: a sheet of pictures for each image file, without a trainer.
-
-    Files that can't be read are named, and the rest goes on; the process then ends with status 1.
-    """
-    parser = argparse.ArgumentParser(
-        f"{Path(sys.argv[0]).name} show",
-        description="Writes a sheet for each image: what the network takes it for, and why.",
-    )
-    parser.add_argument("images", nargs="+", help="image files")
-    parser.add_argument(
-        "--model",
-        help="name of a network (efficientnet_lite0, resnet18, small_cnn …) or dotted path; not needed where --weights "
-        "is a checkpoint of ImageClassifier, which tells it",
-    )
-    parser.add_argument(
-        "--weights", default="DEFAULT", help="name of pretrained weights, path of a checkpoint, or none (%(default)s)"
-    )
-    parser.add_argument("--out", default="pictures", help="folder for the sheets (%(default)s)")
-    parser.add_argument("--target", help="class to ask about, index or name; the predicted one by default")
-    parser.add_argument(
-        "--pictures", help=f"with commas between, of {', '.join(PICTURES)} (by default {', '.join(DEFAULT)})"
-    )
-    parser.add_argument("--size", type=int, help="side of the square that images are brought to, px")
-    parser.add_argument("--mean", type=_numbers, help="of the normalisation, from 0 to 1: one number, or 0.5,0.4,0.4")
-    parser.add_argument("--std", type=_numbers, help="likewise, the standard deviation")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 … (%(default)s)")
-    given = parser.parse_args(args)
-    outputs = [Path(given.out) / name for name in distinct_names(given.images)]
-    inputs = {Path(image).resolve() for image in given.images}
-    for path in outputs:
-        if path.resolve() in inputs:
-            raise UsageError(f"the sheet {path} would take the place of the image; give another folder as --out.")
-    try:
-        Path(given.out).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(
-            f"the folder {given.out} can't be made: {error.strerror}; give another one as --out."
-        ) from error
-    network = _network(given.model, None if given.weights.casefold() == "none" else given.weights)
-    try:
-        network.module.to(torch.device(given.device)).eval()
-    except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"device {given.device!r} can't be had: {str(error).splitlines()[0]}") from error
-    pictures = [name.strip() for name in given.pictures.split(",")] if given.pictures else None
-    failed = 0
-    for image, path in zip(given.images, outputs, strict=True):
-        try:
-            sheet = show(
-                network, image, given.target, pictures=pictures, size=given.size, mean=given.mean, std=given.std
-            )
-        except UsageError as error:
-            failed += 1
-            print(f"lit_viz: {error}" if image in str(error) else f"lit_viz: {image}: {error}", file=sys.stderr)
-            continue
-        sheet.save(path)
-        best = ", ".join(f"{name} {p:.2f}" for name, p in sheet.predictions[:1])
-        print(f"{path}  {best}", flush=True)
-    if failed:
-        sys.exit(1)
-
-
-def _numbers(text: str) -> float | list[float]:
-    values = [float(v) for v in text.split(",")]
-    return values if len(values) > 1 else values[0]
-
-
-def _network(model: str | None, weights: str | None) -> Network:
-    """A network by name, or that of a checkpoint of ImageClassifier with what is known about its data."""
-    if weights is None or not Path(weights).is_file():
-        if model is None:
-            raise UsageError(
-                "give --model, such as efficientnet_lite0, or a checkpoint of ImageClassifier as --weights."
-                if weights in (None, "DEFAULT")
-                else f"there is no checkpoint at {weights}; give --model as well for weights of that name."
-            )
-        return load_network(model, weights=weights)
-    options = None
-    if model is None:
-        try:
-            told = torch.load(weights, map_location="cpu", weights_only=True).get("hyper_parameters", {})
-        except Exception as error:
-            raise UsageError(f"{weights} can't be read as a checkpoint ({str(error).splitlines()[0]}).") from error
-        model, options = told.get("model"), told.get("options")
-        if not isinstance(model, str):
-            raise UsageError(f"{weights} does not tell which network it is of; give --model.")
-    network = load_network(model, weights=weights, options=options)
-    data = _data_beside(Path(weights))
-    return replace(
-        network,
-        class_names=tuple(names_of(data) or ()) or None,
-        pixel_space=find_pixel_space(data),
-        image_size=getattr(data, "size", None),
-    )
-
-
-def _data_beside(checkpoint: Path) -> LightningDataModule | None:
-    """The data of the run that left a checkpoint, from the configuration beside it, or None."""
-    for folder in checkpoint.resolve().parents[:2]:
-        try:
-            section = yaml.safe_load((folder / "config.yaml").read_text())["data"]
-            parser = LightningArgumentParser()
-            parser.add_lightning_class_args(LightningDataModule, "data", subclass_mode=True)
-            return parser.instantiate_classes(parser.parse_object({"data": section})).data
-        except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError, SystemExit, argparse.ArgumentError):
-            continue  # a folder that was moved; the sheet says that normalisation is a guess
-    return None
 
 
 def _usage_error(error: BaseException | None) -> UsageError | None:
@@ -327,8 +210,3 @@ def _config(name: str) -> str:
     plain = name.removeprefix("configs/").removesuffix(".yaml")
     found = [folder / f"{plain}.yaml" for folder in CONFIG_FOLDERS if (folder / f"{plain}.yaml").exists()]
     return str(found[0]) if found else name
-
-
-def _short(path: str | Path) -> Path:
-    path = Path(path).resolve()
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

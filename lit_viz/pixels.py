@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -114,6 +115,45 @@ def find_pixel_space(*sources: Any, channels: int | None = None) -> PixelSpace |
             mean, std = (tuple(v / 255 for v in values) for values in (found.mean, found.std))
             return PixelSpace(mean, std, found.source)
     return None
+
+
+def pixel_space_of(model: Any) -> PixelSpace | None:
+    """The normalisation that a network, or one inside it, tells about.
+
+    That is an attribute `pixel_space` or `mean` and `std`, or the configuration of a network of timm's; buffers `mean`
+    and `std` mean that the network normalises by itself.
+
+    Args:
+        model: A module; of anything else nothing is known.
+    """
+    if not isinstance(model, nn.Module):
+        return None
+    parts = (model, *model.children())
+    told = find_pixel_space(*(getattr(part, "pixel_space", None) for part in parts))
+    if told is not None:
+        return replace(told, source=told.source.replace("from PixelSpace", "from the model"))
+    if {"mean", "std"} <= {name for name, _ in model.named_buffers(recurse=False)}:
+        # Numbers among the weights are there to be used: it does so itself.
+        return PixelSpace(source="none: the model holds mean and std, and normalises by itself")
+    configuration = timm_configuration(model)
+    return find_pixel_space(model, SimpleNamespace(**configuration)) if configuration else find_pixel_space(model)
+
+
+def usual_pixel_space(channels: int) -> PixelSpace:
+    """The normalisation that is likeliest where nothing tells about it: ImageNet's for three channels, else none."""
+    if channels == 3:
+        return PixelSpace((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "guessed: ImageNet's")
+    return PixelSpace(source="guessed: colours from 0 to 1")
+
+
+def timm_configuration(model: nn.Module) -> dict[str, Any]:
+    """`mean`, `std` and `input_size` that a network of timm's, or one inside it, was trained with; empty for others."""
+    for part in (model, *model.children()):
+        told = getattr(part, "pretrained_cfg", None)
+        if isinstance(told, dict) and told.get("mean") is not None and told.get("std") is not None:
+            sizes = told.get("input_size")
+            return {"mean": tuple(told["mean"]), "std": tuple(told["std"]), "input_size": sizes}
+    return {}
 
 
 def _of_bytes(space: PixelSpace) -> bool:

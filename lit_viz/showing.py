@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,26 +19,21 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
-from torchvision.transforms import v2
 
 from lit_viz import draw, functional
 from lit_viz.draw.text import number
-from lit_viz.errors import UsageError, check_at_least, nearest
-from lit_viz.functional.classes import class_index, names_of, two_classes
+from lit_viz.errors import UsageError, nearest
+from lit_viz.functional.classes import class_index, two_classes
 from lit_viz.functional.scores import Score
 from lit_viz.guard import untouched
-from lit_viz.layers import WRAPPER, convolutions
-from lit_viz.networks import Network, load_network
-from lit_viz.pictures import eight_bit, read_picture
-from lit_viz.pixels import PixelSpace, find_pixel_space, given_pixel_space, guess_pixel_space
+from lit_viz.networks import Network, input_facts, network_inputs, network_of
+from lit_viz.pixels import PixelSpace
 
 Source = str | os.PathLike[str] | Image.Image | np.ndarray | Tensor
 
 _BEST = 5
 _CHANNELS = 9
-_SIDE = 224
 _NAME = 20  # letters of a layer's name that fit on a line
-_IMAGENET = PixelSpace((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "guessed: ImageNet's")
 # Floating-point operations that a picture may take, two for each multiplication with its sum: some seconds on two
 # cores. Counted, not timed, so that the same sheet comes out every time.
 _BUDGET = {"cpu": 2e11, "cuda": 2e13}
@@ -160,10 +154,11 @@ def show(
         UsageError: For an image that can't be read, an unknown picture or class, or a model that doesn't run on it.
     """
     names = _wanted(pictures)
-    network, label = _network(model, weights)
-    facts = _facts(network, class_names, mean, std, size)
+    network, label = network_of(model, weights)
+    facts = input_facts(network, class_names=class_names, mean=mean, std=std, size=size)
+    images = image if isinstance(image, (list, tuple)) else [image]
     many = isinstance(image, (list, tuple)) or (isinstance(image, Tensor) and image.dim() == 4)
-    inputs = [pair for one in (image if isinstance(image, (list, tuple)) else [image]) for pair in _inputs(one, facts)]
+    inputs = [pair for one in images for pair in network_inputs(one, facts)]
     sheets = []
     with untouched(network.module, seed=0):
         for pixels, space, name in inputs:
@@ -188,18 +183,6 @@ def distinct_names(files: Iterable[str | os.PathLike[str]]) -> list[str]:
             name = f"{stem}-{number}.png"
         out.append(name)
     return out
-
-
-@dataclass(frozen=True)
-class _Facts:
-    """What is known of how a network takes images."""
-
-    class_names: list[str] | None
-    space: PixelSpace | None
-    size: int
-    channels: int
-    device: torch.device
-    dtype: torch.dtype
 
 
 @dataclass(frozen=True)
@@ -268,136 +251,6 @@ def _wanted(pictures: Sequence[str] | None) -> list[str]:
     if not names:
         raise UsageError(f"name at least one picture, of {', '.join(PICTURES)}.")
     return list(dict.fromkeys(names))
-
-
-def _network(model: Any, weights: str | Path | None) -> tuple[Network, str]:
-    """The network, and what to call it."""
-    if isinstance(model, str):
-        network = load_network(model, weights=weights)
-        return network, f"{model}, {'random start' if weights is None else f'weights {Path(weights).name}'}"
-    network = model if isinstance(model, Network) else Network(model)
-    if not isinstance(network.module, nn.Module):
-        raise UsageError(
-            f"the model is a torch.nn.Module or the name of a network, such as 'resnet18', not a "
-            f"{type(network.module).__name__}."
-        )
-    return network, type(getattr(network.module, WRAPPER, network.module)).__name__
-
-
-def _facts(network: Network, class_names: Any, mean: Any, std: Any, size: int | None) -> _Facts:
-    module = network.module
-    parts = (module, *module.children())
-    if (mean is None) != (std is None):
-        raise UsageError("mean and std belong together: give both, or neither.")
-    if size is not None:
-        check_at_least("size", size, 1, " pixel")
-    first = next(iter(convolutions(module).values()), None)
-    tensors = [t for t in (*module.parameters(), *module.buffers()) if t.is_floating_point()]
-    names = class_names if class_names is not None else network.class_names
-    if names is None:
-        names = next((n for n in map(names_of, parts) if n), None)
-    sizes = (network.image_size, *(getattr(part, "image_size", None) for part in parts), _timm(parts).size)
-    return _Facts(
-        class_names=None if names is None else list(names),
-        space=given_pixel_space(mean, std) if mean is not None else network.pixel_space or _space_of(parts),
-        size=size or next((s for s in sizes if isinstance(s, int) and s > 0), _SIDE),
-        channels=first.in_channels if first is not None and first.in_channels else 3,
-        device=tensors[0].device if tensors else torch.device("cpu"),
-        dtype=tensors[0].dtype if tensors else torch.float32,
-    )
-
-
-def _space_of(parts: Sequence[nn.Module]) -> PixelSpace | None:
-    """The normalisation that a module, or one inside it, tells about."""
-    told = find_pixel_space(*(getattr(part, "pixel_space", None) for part in parts))
-    if told is not None:
-        return replace(told, source=told.source.replace("from PixelSpace", "from the model"))
-    if {"mean", "std"} <= {name for name, _ in parts[0].named_buffers(recurse=False)}:
-        # Numbers among the weights are there to be used: it does so itself.
-        return PixelSpace(source="none: the model holds mean and std, and normalises by itself")
-    return find_pixel_space(parts[0], _timm(parts))
-
-
-def _timm(parts: Sequence[nn.Module]) -> Any:
-    """Mean, standard deviation and size in the configuration of a network of timm's."""
-    for part in parts:
-        told = getattr(part, "pretrained_cfg", None)
-        if isinstance(told, dict) and told.get("mean") is not None and told.get("std") is not None:
-            side = (told.get("input_size") or (None,))[-1]
-            return SimpleNamespace(mean=tuple(told["mean"]), std=tuple(told["std"]), size=side)
-    return SimpleNamespace(size=None)
-
-
-# Images of all kinds.
-
-
-def _inputs(image: Any, facts: _Facts) -> list[tuple[Tensor, PixelSpace, str]]:
-    """Network input (1, C, H, W), how it relates to colours, and the name of the file."""
-    if isinstance(image, Tensor) and image.dtype != torch.uint8:
-        if image.dim() not in (3, 4) or not image.is_floating_point() or 0 in image.shape:
-            raise UsageError(
-                f"a tensor of an image is (C, H, W) or (N, C, H, W), of floating-point numbers as the network takes "
-                f"them or of bytes; got {tuple(image.shape)} {image.dtype}."
-            )
-        with torch.inference_mode(False):
-            batch = image.detach().to(facts.device, facts.dtype, copy=True)
-        batch = batch if batch.dim() == 4 else batch[None]
-        return [(one[None], _usable(facts.space, one) or guess_pixel_space(one[None]), "") for one in batch]
-    named = isinstance(image, (str, os.PathLike))
-    return [(*_prepared(p, facts), Path(image).name if named else "") for p in _pictures(image)]
-
-
-def _pictures(image: Any) -> list[Image.Image]:
-    """Pictures of Pillow's, from anything but network input."""
-    if isinstance(image, Image.Image):
-        return [image]
-    if isinstance(image, (str, os.PathLike)):
-        return [read_picture(image)]
-    if isinstance(image, Tensor):
-        if image.dim() not in (3, 4) or 0 in image.shape:
-            raise UsageError(f"a tensor of an image is (C, H, W) or (N, C, H, W), got {tuple(image.shape)}.")
-        batch = image if image.dim() == 4 else image[None]
-        return [picture for one in batch.detach().cpu() for picture in _pictures(one.permute(1, 2, 0).numpy())]
-    if not isinstance(image, np.ndarray):
-        raise UsageError(
-            f"an image is a file, a picture of Pillow's, an array, a tensor or a list of these, not a "
-            f"{type(image).__name__}."
-        )
-    array = image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image
-    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)) or 0 in array.shape:
-        hint = "; (C, H, W) comes as a tensor" if array.ndim == 3 and array.shape[0] in (1, 3) else ""
-        raise UsageError(f"an array of an image is (H, W), (H, W, 3) or (H, W, 4), got {image.shape}{hint}.")
-    if np.issubdtype(array.dtype, np.floating):
-        if not (np.isfinite(array).all() and array.min() >= 0 and array.max() <= 1):
-            raise UsageError("an array of floating-point numbers holds colours from 0 to 1; give bytes, or a tensor.")
-        array = np.round(array * 255).astype(np.uint8)
-    if array.dtype != np.uint8:
-        raise UsageError(f"an array of an image holds bytes (uint8), or colours from 0 to 1, not {array.dtype}.")
-    return [Image.fromarray(np.ascontiguousarray(array))]
-
-
-def _prepared(picture: Image.Image, facts: _Facts) -> tuple[Tensor, PixelSpace]:
-    """A picture as the network takes it: the middle square, normalised."""
-    if facts.channels not in (1, 3):
-        raise UsageError(
-            f"the network takes images of {facts.channels} channels, which no picture has; give a tensor (C, H, W) "
-            f"as the network takes it."
-        )
-    picture = eight_bit(picture, facts.channels)
-    picture = v2.CenterCrop(facts.size)(v2.Resize(facts.size)(picture))
-    space = facts.space or (_IMAGENET if facts.channels == 3 else PixelSpace(source="guessed: colours from 0 to 1"))
-    with torch.inference_mode(False):
-        # A copy, since the array of a picture is read-only.
-        colors = torch.from_numpy(np.array(picture)).view(facts.size, facts.size, facts.channels)
-        image = space.from_color(colors.permute(2, 0, 1) / 255)
-        return image[None].to(facts.device, facts.dtype), space
-
-
-def _usable(space: PixelSpace | None, image: Tensor) -> PixelSpace | None:
-    """A normalisation, unless it is one of images with another number of channels that nobody gave."""
-    if space is None or space.source == "given" or {len(space.mean), len(space.std)} <= {1, image.shape[0]}:
-        return space
-    return None
 
 
 # What the network says.

@@ -22,14 +22,20 @@ STOREYS = [
     ["draw", "probing", "state", "writer", "background"],
     ["networks"],
     ["callbacks", "modules", "data", "showing"],
+    ["commands"],
     ["cli"],
 ]
 STOREY = {room: storey for storey, rooms in enumerate(STOREYS) for room in rooms}
 
 # In these rooms files are siblings that don't import each other, but for these.
-SHARED = {"callbacks": {"base", "collecting", "attribution", "features"}, "modules": {"base"}, "data": {"base"}}
+SHARED = {
+    "callbacks": {"base", "collecting", "attribution", "features"},
+    "modules": {"base"},
+    "data": {"base"},
+    "commands": {"base"},
+}
 
-LIGHTNING = {"probing", "writer", "callbacks", "modules", "data", "cli"}
+LIGHTNING = {"probing", "writer", "callbacks", "modules", "data", "commands", "cli"}
 METRICS = {"state", *LIGHTNING}
 
 

@@ -38,21 +38,38 @@ from lit_viz.functional.scores import class_scores, probabilities, resolve_targe
 from lit_viz.functional.segmentation import best_threshold_iou, cut_out, iou, segment
 from lit_viz.functional.smooth_grad import smooth_grad
 from lit_viz.functional.spatial_layer import last_spatial_layer
+from lit_viz.functional.synthesis import (
+    Channel,
+    ClassScore,
+    Direction,
+    Energy,
+    Objective,
+    Synthesis,
+    Unit,
+    total_variation,
+)
 from lit_viz.functional.tsne import tsne
 from lit_viz.functional.units import LayerUnits
 
 __all__ = [
     "PCA",
     "Activations",
+    "Channel",
+    "ClassScore",
     "Curves",
+    "Direction",
+    "Energy",
     "LayerInfo",
     "LayerMaps",
     "LayerUnits",
     "Neighbors",
+    "Objective",
     "Randomization",
     "ReceptiveField",
     "Responses",
+    "Synthesis",
     "TopResponses",
+    "Unit",
     "activations",
     "activations_and_gradients",
     "align_signs",
@@ -104,6 +121,7 @@ __all__ = [
     "smooth_grad",
     "strongest",
     "telling_layers",
+    "total_variation",
     "trustworthiness",
     "tsne",
     "upsampled",

@@ -1,6 +1,7 @@
-"""Plain networks, and loading them."""
+"""Plain networks, loading them, and how they take images."""
 
+from lit_viz.networks.inputs import InputFacts, input_facts, network_inputs, network_of
 from lit_viz.networks.loading import Network, load_network
 from lit_viz.networks.small_cnn import SmallCNN
 
-__all__ = ["Network", "SmallCNN", "load_network"]
+__all__ = ["InputFacts", "Network", "SmallCNN", "input_facts", "load_network", "network_inputs", "network_of"]

@@ -1,0 +1,67 @@
+"""Gradient ascent whose step has a known size, whatever the scale of the network's scores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from lit_viz.errors import UsageError, check_choice
+
+MakeOptimizer = Callable[[list[Tensor]], torch.optim.Optimizer]
+"""Makes an optimizer, any of torch's among them, of one tensor (n, …); it is to minimise."""
+
+
+class NormalizedSGD(torch.optim.Optimizer):
+    r"""Steps along the gradient of each image divided by its size.
+
+    $$x \leftarrow x - \eta_t\, g / \lVert g \rVert$$
+
+    Args:
+        parameters: Tensors (n, …), one entry for each image.
+        lr: η; how far a step goes in the norm that is named.
+        norm: "l2"; "mean_abs", for the mean of |g|, so that η is about the change of a single pixel; or "max", so
+            that η is the largest one.
+        final_lr: η after `steps` steps, to which it falls evenly; None for a constant one.
+        steps: How many steps there will be, for `final_lr`.
+    """
+
+    def __init__(
+        self,
+        parameters: list[Tensor],
+        lr: float,
+        *,
+        norm: Literal["l2", "mean_abs", "max"] = "l2",
+        final_lr: float | None = None,
+        steps: int = 1,
+    ) -> None:
+        check_choice("norm", norm, ("l2", "mean_abs", "max"))
+        if not lr > 0:
+            raise UsageError(f"lr must be positive, got {lr}.")
+        super().__init__(parameters, {"lr": lr})
+        self.norm, self.final_lr, self.steps, self.done = norm, final_lr, steps, 0
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """One step; `closure` computes the gradient."""
+        loss = None if closure is None else closure()
+        with torch.no_grad():
+            for group in self.param_groups:
+                rate = group["lr"]
+                if self.final_lr is not None:
+                    rate += (self.final_lr - rate) * min(1.0, self.done / max(1, self.steps))
+                for values in group["params"]:
+                    if values.grad is None:
+                        continue
+                    flat = values.grad.flatten(1)
+                    size = {
+                        "l2": lambda g: g.norm(dim=1),
+                        "mean_abs": lambda g: g.abs().mean(dim=1),
+                        "max": lambda g: g.abs().amax(dim=1),
+                    }[self.norm](flat)
+                    # A gradient of nothing moves nothing.
+                    size = torch.where(size > 0, size, 1.0).reshape(-1, *[1] * (values.dim() - 1))
+                    values.sub_(rate * values.grad / size)
+        self.done += 1
+        return loss
