@@ -1,5 +1,6 @@
 """Freeze the network and optimise the image: the core of all methods that make images."""
 
+from lit_viz.functional.synthesis.codes import Code
 from lit_viz.functional.synthesis.objectives import (
     Channel,
     ClassScore,
@@ -39,6 +40,7 @@ __all__ = [
     "ClassScore",
     "ClipSmallContribution",
     "ClipSmallNorm",
+    "Code",
     "Constraint",
     "Decay",
     "Direction",
