@@ -19,7 +19,7 @@ STOREYS = [
     ["errors"],
     ["layers", "guard", "pixels", "pictures"],
     ["functional"],
-    ["draw", "probing", "state", "writer", "background"],
+    ["draw", "probing", "state", "writer", "background", "video"],
     ["networks"],
     ["callbacks", "modules", "data", "showing"],
     ["commands"],

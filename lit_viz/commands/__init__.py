@@ -6,6 +6,11 @@ import importlib
 from collections.abc import Sequence
 
 COMMANDS: dict[str, str] = {
+    "ascent": "make images that excite classes or units of a network most",
+    "dream": "amplify what a layer sees in photographs (DeepDream)",
+    "facets": "what kinds of images a class has for a network, and an image made for each",
+    "fool": "change images so that a network takes them for something else",
+    "invert": "reconstruct images from what layers of a network say of them",
     "show": "what a network takes an image for, and why",
 }
 """Each command with what it does; `run` of the file of its name runs it."""

@@ -1,6 +1,7 @@
 """How each visualization is computed: pure functions on any model, tensors in, tensors out."""
 
 from lit_viz.functional.activations import LayerMaps, activations, layer_maps, telling_layers
+from lit_viz.functional.ascent import RECIPES, Recipe, activation_maximization, recipe_for
 from lit_viz.functional.cam import (
     activations_and_gradients,
     grad_cam,
@@ -9,7 +10,9 @@ from lit_viz.functional.cam import (
     layer_cam,
     upsampled,
 )
+from lit_viz.functional.dream import Dream, GuideMatch, Octave, check_dream, deep_dream, dream_layer, dream_zoom
 from lit_viz.functional.embedding import PCA, align_signs, pca, silhouette, trustworthiness
+from lit_viz.functional.facets import Facets, facet_images, find_facets, head_features, tv_denoised
 from lit_viz.functional.faithfulness import (
     Curves,
     Randomization,
@@ -20,8 +23,10 @@ from lit_viz.functional.faithfulness import (
     randomization_check,
 )
 from lit_viz.functional.filters import filters, roughness
+from lit_viz.functional.fooling import Fooling, fooling_image, same_size_noise
 from lit_viz.functional.guided import Activations, deconvnet, find_activations, guided_backprop
 from lit_viz.functional.integrated_gradients import completeness_error, integrated_gradients
+from lit_viz.functional.inversion import FeatureMatch, Inversion, invert_features, psnr
 from lit_viz.functional.neighbors import Neighbors, knn_accuracy, nearest_neighbors, recall_at_k
 from lit_viz.functional.occlusion import check_window, occlusion, on_image
 from lit_viz.functional.patches import Responses, TopResponses, cut, merge, strongest
@@ -53,23 +58,33 @@ from lit_viz.functional.units import LayerUnits
 
 __all__ = [
     "PCA",
+    "RECIPES",
     "Activations",
     "Channel",
     "ClassScore",
     "Curves",
     "Direction",
+    "Dream",
     "Energy",
+    "Facets",
+    "FeatureMatch",
+    "Fooling",
+    "GuideMatch",
+    "Inversion",
     "LayerInfo",
     "LayerMaps",
     "LayerUnits",
     "Neighbors",
     "Objective",
+    "Octave",
     "Randomization",
     "ReceptiveField",
+    "Recipe",
     "Responses",
     "Synthesis",
     "TopResponses",
     "Unit",
+    "activation_maximization",
     "activations",
     "activations_and_gradients",
     "align_signs",
@@ -77,24 +92,33 @@ __all__ = [
     "attention_weights",
     "best_threshold_iou",
     "boxes_to_masks",
+    "check_dream",
     "check_window",
     "class_scores",
     "completeness_error",
     "cut",
     "cut_out",
     "deconvnet",
+    "deep_dream",
+    "dream_layer",
+    "dream_zoom",
     "energy_inside",
+    "facet_images",
     "filters",
     "find_activations",
+    "find_facets",
+    "fooling_image",
     "format_layer_table",
     "grad_cam",
     "guided_backprop",
     "guided_grad_cam",
+    "head_features",
     "hires_cam",
     "input_gradient",
     "input_x_gradient",
     "insertion_deletion",
     "integrated_gradients",
+    "invert_features",
     "iou",
     "knn_accuracy",
     "last_spatial_layer",
@@ -108,14 +132,17 @@ __all__ = [
     "pca",
     "pointing_score",
     "probabilities",
+    "psnr",
     "randomization_check",
     "recall_at_k",
     "receptive_field",
+    "recipe_for",
     "recording_attention",
     "resolve_target",
     "rolled_out",
     "roughness",
     "saliency",
+    "same_size_noise",
     "segment",
     "silhouette",
     "smooth_grad",
@@ -124,5 +151,6 @@ __all__ = [
     "total_variation",
     "trustworthiness",
     "tsne",
+    "tv_denoised",
     "upsampled",
 ]

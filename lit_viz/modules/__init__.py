@@ -1,5 +1,7 @@
 """LightningModules."""
 
 from lit_viz.modules.classifier import ImageClassifier
+from lit_viz.modules.decoder import FeatureDecoder
+from lit_viz.modules.inversion import FeatureInversion
 
-__all__ = ["ImageClassifier"]
+__all__ = ["FeatureDecoder", "FeatureInversion", "ImageClassifier"]

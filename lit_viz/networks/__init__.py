@@ -1,7 +1,18 @@
 """Plain networks, loading them, and how they take images."""
 
+from lit_viz.networks.decoder import Decoder, load_decoder
 from lit_viz.networks.inputs import InputFacts, input_facts, network_inputs, network_of
 from lit_viz.networks.loading import Network, load_network
 from lit_viz.networks.small_cnn import SmallCNN
 
-__all__ = ["InputFacts", "Network", "SmallCNN", "input_facts", "load_network", "network_inputs", "network_of"]
+__all__ = [
+    "Decoder",
+    "InputFacts",
+    "Network",
+    "SmallCNN",
+    "input_facts",
+    "load_decoder",
+    "load_network",
+    "network_inputs",
+    "network_of",
+]

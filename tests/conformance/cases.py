@@ -7,12 +7,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from lit_viz.callbacks import (
+    ActivationMaximization,
     Activations,
+    DeepDream,
     Embeddings,
+    Facets,
     Faithfulness,
     Filters,
+    FoolingImages,
     GradCAM,
     GuidedBackprop,
+    Inversion,
     MaxActivatingPatches,
     NearestNeighbors,
     ObjectExtraction,
@@ -103,7 +108,23 @@ CASES = [
         collects=True,
     ),
     Case("neighbors", _with(NearestNeighbors, k=3, num_images=3), ("neighbors/net.head",), collects=True),
+    Case("ascent", _with(ActivationMaximization, classes=2, steps=2), ("ascent/classes",)),
+    Case(
+        "ascent-layer",
+        _with(ActivationMaximization, layer="conv2", channels=2, steps=2, name="features"),
+        ("features/net.conv2",),
+    ),
+    Case("fooling", _with(FoolingImages, num_images=2, steps=3), ("fooling/probe",)),
+    Case("inversion", _with(Inversion, layers=["conv1", "relu2"], num_images=2, steps=1), ("inversion/probe",)),
+    Case("dream", _with(DeepDream, num_images=2, octaves=2, steps=2), ("dream/net.conv2",)),
     Case("objects", _with(ObjectExtraction, num_images=3, samples=3), ("objects/probe",)),
+    Case(
+        "facets",
+        # The names are given, since those of a stream can't be found.
+        _with(Facets, target=["bee", 2], class_names=["ant", "bee", "cat"], facets=2, steps=2),
+        ("facets/bee", "facets/cat"),
+        collects=True,
+    ),
 ]
 
 TSNE = Case(

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from lit_viz.errors import UsageError
 from lit_viz.functional.synthesis.parameterizations import normal, per_channel
+from lit_viz.functional.synthesis.reading import runs_in
 from lit_viz.pixels import PixelSpace
 
 
@@ -44,12 +45,19 @@ class Code:
         self.mean, self.std, self.nonnegative, self.space, self.decay = mean, std, nonnegative, space, decay
 
     def noise(self, count: int, *, seed: int) -> Tensor:
-        """Codes (count, …) to start from, standard normal and brought within bounds, the same for each image."""
-        values = normal(self.mean.shape, seed).expand(count, *self.mean.shape).clone()
-        return self._clip(values)
+        """Codes (count, …) to start from, the same for each image: normal, with μ and σ, and brought within bounds.
+
+        From standard normal codes, as in the paper, all seeds end at the same image.
+        """
+        drawn = normal(self.mean.shape, seed)
+        values = self.mean.to(drawn) + self.std.to(drawn) * drawn
+        return self._clip(values.expand(count, *self.mean.shape).clone())
 
     def images(self, values: Tensor) -> Tensor:
-        colors = self.decoder(values)
+        device, dtype = runs_in(self.decoder)
+        if device not in (None, values.device):
+            self.decoder.to(values.device)  # to the network that is asked
+        colors = self.decoder(values.to(dtype or values.dtype)).to(values.dtype)
         mean, std = (per_channel(v, colors.shape[1], colors) for v in (self.space.mean, self.space.std))
         return (colors - mean) / std
 

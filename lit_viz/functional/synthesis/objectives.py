@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from lit_viz.errors import UsageError, check_choice
-from lit_viz.functional.scores import resolve_target
+from lit_viz.functional.scores import as_float
 from lit_viz.functional.synthesis.reading import Reading
 
 Indices = int | Sequence[int] | Tensor
@@ -93,13 +94,16 @@ class ClassScore(Objective):
     def __init__(self, target: Indices, *, of: Literal["score", "log_probability"] = "score") -> None:
         check_choice("of", of, ("score", "log_probability"))
         self.target, self.of = target, of
-        self.count = _count("target", target)
+        self._index = _Index("target", target)
+        self.count = self._index.count
 
     def __call__(self, reading: Reading) -> Tensor:
         scores = reading.scores
-        target = resolve_target(scores, _for(self.target, reading))
-        values = scores if self.of == "score" else scores.float().log_softmax(dim=1)
-        return values.gather(1, target[:, None])[:, 0]
+        classes = scores.shape[1]
+        bad = self._index.outside(classes)
+        if bad is not None:
+            raise UsageError(f"class index {bad} is out of range: the model has {classes} classes, 0 to {classes - 1}.")
+        return self._index.choose(scores if self.of == "score" else as_float(scores).log_softmax(dim=1), reading)
 
     def __repr__(self) -> str:
         return f"{self.of.replace('_', ' ')} of class {self.target}"
@@ -117,10 +121,11 @@ class Channel(Objective):
     def __init__(self, layer: str, channel: Indices, *, call: int | None = None) -> None:
         self.layer, self.channel, self.call = layer, channel, call
         self.layers = (layer,)
-        self.count = _count("channel", channel)
+        self._index = _Index("channel", channel)
+        self.count = self._index.count
 
     def __call__(self, reading: Reading) -> Tensor:
-        return _chosen(reading.maps(self.layer, self.call), self.channel, reading, self.layer).flatten(1).mean(dim=1)
+        return _chosen(reading, self.layer, self.call, self._index).flatten(1).mean(dim=1)
 
     def __repr__(self) -> str:
         return f"channel {self.channel} of {self.layer}"
@@ -149,10 +154,11 @@ class Unit(Objective):
     ) -> None:
         self.layer, self.channel, self.place, self.call = layer, channel, place, call
         self.layers = (layer,)
-        self.count = _count("channel", channel)
+        self._index = _Index("channel", channel)
+        self.count = self._index.count
 
     def __call__(self, reading: Reading) -> Tensor:
-        chosen = _chosen(reading.maps(self.layer, self.call), self.channel, reading, self.layer)
+        chosen = _chosen(reading, self.layer, self.call, self._index)
         height, width = chosen.shape[1:]
         row, column = (height // 2, width // 2) if self.place == "center" else self.place
         if not (0 <= row < height and 0 <= column < width):
@@ -189,7 +195,7 @@ class Direction(Objective):
 
     def __call__(self, reading: Reading) -> Tensor:
         maps = reading.maps(self.layer, self.call)
-        vector = self.vector.to(maps)
+        vector = self.vector.to(maps, copy=True)  # autograd refuses one that was made in inference mode
         vector = (vector[reading.which] if vector.dim() == 2 else vector.expand(len(maps), -1))[:, :, None, None]
         if vector.shape[1] != maps.shape[1]:
             raise UsageError(f"layer '{self.layer}' has {maps.shape[1]} channels; the direction has {vector.shape[1]}.")
@@ -219,7 +225,9 @@ class Energy(Objective):
     def __call__(self, reading: Reading) -> Tensor:
         maps = reading.maps(self.layer, self.call)
         if self.channels is not None:
-            _check_channels(self.channels, maps.shape[1], self.layer)
+            bad = next((c for c in self.channels if not 0 <= c < maps.shape[1]), None)
+            if bad is not None:
+                raise _no_channel(self.layer, maps.shape[1], bad)
             maps = maps[:, self.channels]
         return maps.square().flatten(1).mean(dim=1) / 2
 
@@ -227,33 +235,51 @@ class Energy(Objective):
         return f"energy of {self.layer}"
 
 
-def _count(name: str, value: Indices) -> int | None:
-    """How many images a list of indices is for."""
-    if isinstance(value, bool) or not isinstance(value, (int, Sequence, Tensor)) or isinstance(value, str):
-        raise UsageError(f"{name} is a whole number, or a list of these, not {value!r}.")
-    if isinstance(value, int) or (isinstance(value, Tensor) and value.dim() == 0):
-        return None
-    if not len(value):
-        raise UsageError(f"{name} is an empty list; give at least one.")
-    return len(value)
+class _Index:
+    """Indices as a user gave them: one for all images, or one for each.
+
+    They are checked here, not on the device: a step on a GPU must not wait for what the last one is still at.
+    """
+
+    def __init__(self, name: str, value: Any) -> None:
+        try:
+            indices = torch.as_tensor(
+                value if isinstance(value, bool) or not isinstance(value, numbers.Integral) else int(value)
+            )
+        except (TypeError, ValueError, RuntimeError):
+            indices = torch.empty(0, 0)
+        if indices.dim() == 1 and not len(indices):
+            raise UsageError(f"{name} is an empty list; give at least one.")
+        if indices.dim() > 1 or indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool:
+            raise UsageError(f"{name} is a whole number, or a list of these, not {value!r}.")
+        self.values: list[int] = indices.flatten().tolist()
+        self.count = len(indices) if indices.dim() else None
+        self._on: dict[torch.device, Tensor] = {}
+
+    def outside(self, count: int) -> int | None:
+        """An index that is none of 0 … count − 1."""
+        return next((index for index in self.values if not 0 <= index < count), None)
+
+    def choose(self, values: Tensor, reading: Reading) -> Tensor:
+        """From values (n, K, …) the entries (n, …) that belong to the images of a reading."""
+        if self.count is None:
+            return values[:, self.values[0]]
+        if values.device not in self._on:
+            with torch.inference_mode(False):
+                self._on[values.device] = torch.tensor(self.values, device=values.device)
+        return values[torch.arange(len(values), device=values.device), self._on[values.device][reading.which]]
 
 
-def _for(value: Indices, reading: Reading) -> int | Tensor:
-    """The indices that belong to the images of a reading."""
-    if isinstance(value, int):
-        return value
-    indices = torch.as_tensor(value, device=reading.which.device)
-    return indices if indices.dim() == 0 else indices[reading.which]
-
-
-def _chosen(maps: Tensor, channel: Indices, reading: Reading, layer: str) -> Tensor:
+def _chosen(reading: Reading, layer: str, call: int | None, index: _Index) -> Tensor:
     """The map (n, h, w) of one channel for each image."""
-    indices = torch.as_tensor(_for(channel, reading), device=maps.device).expand(len(maps))
-    _check_channels(indices.tolist(), maps.shape[1], layer)
-    return maps[torch.arange(len(maps), device=maps.device), indices]
+    maps = reading.maps(layer, call)
+    if len(maps) != len(reading.which):
+        raise UsageError(f"layer '{layer}' puts out {len(maps)} entries for {len(reading.which)} images.")
+    bad = index.outside(maps.shape[1])
+    if bad is not None:
+        raise _no_channel(layer, maps.shape[1], bad)
+    return index.choose(maps, reading)
 
 
-def _check_channels(channels: Sequence[int], count: int, layer: str) -> None:
-    bad = [c for c in channels if not 0 <= c < count]
-    if bad:
-        raise UsageError(f"layer '{layer}' has channels 0 to {count - 1}; {bad[0]} was asked for.")
+def _no_channel(layer: str, count: int, channel: int) -> UsageError:
+    return UsageError(f"layer '{layer}' has channels 0 to {count - 1}; {channel} was asked for.")

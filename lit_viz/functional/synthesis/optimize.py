@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,13 +19,16 @@ from lit_viz.functional.scores import Model, Score
 from lit_viz.functional.synthesis.objectives import Objective
 from lit_viz.functional.synthesis.optimizers import MakeOptimizer
 from lit_viz.functional.synthesis.parameterizations import Parameterization, Pixels
-from lit_viz.functional.synthesis.reading import Read, reading, runs_in
+from lit_viz.functional.synthesis.reading import Read, Reading, reading, runs_in
 from lit_viz.functional.synthesis.regularizers import Constraint, Penalty
 from lit_viz.functional.synthesis.transforms import Transform
 from lit_viz.guard import untouched
 
 REDIRECTED = 16
 """Steps in which an image without any gradient gets that of a network whose ReLUs let all of it back."""
+
+FAINT = 1e-12
+"""A gradient with no entry as large as that is lost: it is nothing next to what optimizers add to a denominator."""
 
 DEAD = (
     "no gradient reaches the image: every way goes through a ReLU that is off (dead); start from noise with another "
@@ -49,7 +53,8 @@ class Synthesis:
     Attributes:
         images: (N, C, H, W), as the network takes them, on its device.
         values: (N, …), what was optimised: the images, their spectrum, their code.
-        objective: (N,), of the images as they are at the end, without changes at random and without penalties.
+        objective: (N,), of the images as they are at the end, without changes at random and without penalties; NaN
+            where it was stopped by hand before an image was begun.
         history: (steps, N), before each step, of the images as they were changed at random; on the CPU. NaN where a
             step was not made.
         scores: (N, K) at the end; None where the objective reads layers alone.
@@ -122,13 +127,17 @@ def optimize(
 
     Raises:
         UsageError: For an unknown layer, scores or channels that aren't there, an objective for another number of
-            images, or one that doesn't depend on the image.
+            images, or one that doesn't depend on the image; for a line search over several images at once.
 
     Warns:
         UserWarning: If an image could not be made as it was wanted, with the cause and the remedy.
     """
     check_at_least("steps", steps, 0)
+    if batch_size is not None:
+        check_at_least("batch_size", batch_size, 1, " or None")
     count = len(values)
+    if not count:
+        raise UsageError("there are no images to be made: values are empty.")
     if objective.count not in (None, count):
         raise UsageError(f"the objective is for {objective.count} images, but {count} are to be made.")
     if snapshot_every is not None:
@@ -136,10 +145,19 @@ def optimize(
     parameterization = parameterization or Pixels()
     device, dtype = runs_in(model)
     dtype = dtype or values.dtype
-    start = values.detach().to(device or values.device, torch.promote_types(torch.float32, dtype), copy=True)
-    course = _Course(count, steps)
+    with torch.inference_mode(False):  # whose tensors could not be changed later
+        start = values.detach().to(device or values.device, torch.promote_types(torch.float32, dtype), copy=True)
+        course = _Course(count, steps)
+    if isinstance(model, nn.Module) and any(parameter.is_inference() for parameter in model.parameters()):
+        raise UsageError(
+            "the weights were made in torch.inference_mode, and no gradient passes through these; build or load the "
+            "network outside of it."
+        )
+    mixed = torch.is_autocast_enabled(start.device.type)
     with (
         untouched(model, seed=seed),
+        # Mixed precision is for the network alone: images would be left with the 8 bits of bfloat16.
+        torch.autocast(start.device.type, enabled=False) if mixed else nullcontext(),
         reading(model, objective.layers, needs_scores=objective.needs_scores, score=score) as read,
         tqdm(total=steps * count, desc=description, unit="step", delay=3, disable=not progress, leave=False) as bar,
     ):
@@ -148,12 +166,14 @@ def optimize(
                 parameter.requires_grad_(False)  # then layers need not keep their inputs; `untouched` sets it back
         with torch.no_grad():
             image = parameterization.images(start[:1])
-            in_training = steps > 0 and _in_training(read, objective, image.to(dtype))
+            with _precision(start.device, mixed):
+                in_training = steps > 0 and _in_training(read, image.to(dtype))
         ascent = _Ascent(
             objective=objective,
             parameterization=parameterization,
             read=read,
             dtype=dtype,
+            mixed=mixed,
             steps=steps,
             make_optimizer=make_optimizer,
             transforms=transforms,
@@ -200,9 +220,9 @@ class _Course:
         self.objective = torch.full((count,), torch.nan, dtype=torch.float32)
         self.made = torch.zeros(count, dtype=torch.int64)  # steps
         self.lost = torch.zeros(count, dtype=torch.int64)  # steps without any gradient
+        self.dead = torch.zeros(count, dtype=torch.bool)  # whether ReLUs are why
         self.scores: dict[int, Tensor] = {}
         self.snapshots: dict[int, dict[int, Tensor]] = {}
-        self.rectified = True
         self.interrupted = False
 
     def note(self, image: int) -> str:
@@ -210,9 +230,9 @@ class _Course:
         made, lost = int(self.made[image]), int(self.lost[image])
         if made == 0:
             return ""
-        if 2 * lost > made:
-            return DEAD if self.rectified else SATURATED
         history, last = self.history[:made, image], self.objective[image]
+        if 2 * lost > made and not (lost < made and last > history[0]):
+            return DEAD if self.dead[image] else SATURATED
         if not (torch.isfinite(history).all() and torch.isfinite(last)):
             return NOT_FINITE
         return "" if last > history[0] else NOT_RISEN
@@ -226,6 +246,7 @@ class _Ascent:
     parameterization: Parameterization
     read: Read
     dtype: torch.dtype
+    mixed: bool
     steps: int
     make_optimizer: MakeOptimizer
     transforms: Sequence[Transform]
@@ -242,22 +263,35 @@ class _Ascent:
         """From where a batch starts to where it ends, (n, …) both."""
         if self.course.interrupted:
             return start
-        values, shown = start.requires_grad_(True), self.bar.n
-        history: list[Tensor] = []
-        lost = torch.zeros(len(values), dtype=torch.int64, device=values.device)
+        shown = self.bar.n
         try:
-            self._climb(values, which, history, lost)
-        except KeyboardInterrupt:
-            if not self.interruptible:
-                raise
-            self.course.interrupted = True
+            return self._run(start.requires_grad_(True), which)
         except RuntimeError:
             self.bar.n = shown  # where memory runs out the batch comes again, in two
             raise
-        values, rows = values.detach(), which.cpu()
+
+    def _run(self, values: Tensor, which: Tensor) -> Tensor:
+        history: list[Tensor] = []
+        lost = torch.zeros(len(values), dtype=torch.int64, device=values.device)
+        kept = values.detach().clone() if self.interruptible else None
+        try:
+            self._climb(values, which, history, lost, kept)
+        except KeyboardInterrupt:
+            if kept is None:
+                raise
+            self.course.interrupted = True
+            with torch.no_grad():
+                values.copy_(kept)  # a line search may be amidst its tries
+        rows = which.cpu()
+        if bool((2 * lost > len(history)).any()):
+            generator = torch.Generator().manual_seed(self.seed % 2**63)
+            self.course.dead[rows] = (self._gradient(values, which, generator, redirected=True)[3] > FAINT).cpu()
+        values = values.detach()
         with torch.no_grad():
-            reading = self.read(self.parameterization.images(values).to(self.dtype), which)
-            self.course.objective[rows] = self.objective(reading).float().cpu()
+            images = self.parameterization.images(values).to(self.dtype)
+            with _precision(values.device, self.mixed):
+                reading = self.read(images, which)
+                self.course.objective[rows] = self.objective(reading).float().cpu()
         if reading.all_scores is not None:
             self.course.scores.update(zip(rows.tolist(), reading.all_scores, strict=True))
         if history:
@@ -265,27 +299,29 @@ class _Ascent:
         self.course.made[rows], self.course.lost[rows] = len(history), lost.cpu()
         return values
 
-    def _climb(self, values: Tensor, which: Tensor, history: list[Tensor], lost: Tensor) -> None:
+    def _climb(self, values: Tensor, which: Tensor, history: list[Tensor], lost: Tensor, kept: Tensor | None) -> None:
         """All steps of a batch, in place; tells the objective before each, and counts those without gradient."""
         generator = torch.Generator().manual_seed(self.seed % 2**63)
         optimizer = self.make_optimizer([values])
+        if isinstance(optimizer, torch.optim.LBFGS) and len(values) > 1:
+            raise UsageError("L-BFGS has one line search for all that it optimises: take batch_size=1.")
         for step in range(self.steps):
             drawn = generator.get_state()
             first: list[tuple[Tensor, Tensor]] = []  # objective and gradient; a line search asks several times
 
             def closure(step: int = step, drawn: Tensor = drawn, first: list[Any] = first) -> Tensor:
                 generator.set_state(drawn)  # … and compares like with like
-                objective, total, gradient, silent = self._gradient(values, which, generator)
-                if step < REDIRECTED and bool(silent.any()):
+                objective, total, gradient, size = self._gradient(values, which, generator)
+                if step < REDIRECTED and bool((size == 0).any()):
                     generator.set_state(drawn)
                     gradient = torch.where(
-                        silent.reshape(-1, *[1] * (values.dim() - 1)),
+                        (size == 0).reshape(-1, *[1] * (values.dim() - 1)),
                         self._gradient(values, which, generator, redirected=True)[2],
                         gradient,
                     )
                 if not first:
                     first.append((objective, gradient))
-                    lost.add_(silent)
+                    lost.add_(size < FAINT)
                 values.grad = -gradient
                 return -total
 
@@ -294,6 +330,8 @@ class _Ascent:
                 for constraint in self.constraints:
                     constraint(values, first[0][1], step)
                 self.parameterization.project(values)
+                if kept is not None:
+                    kept.copy_(values)
             history.append(first[0][0])
             self.bar.update(len(values))
             if not self.bar.disable and step % 10 == 0:
@@ -304,31 +342,37 @@ class _Ascent:
     def _gradient(
         self, values: Tensor, which: Tensor, generator: torch.Generator, *, redirected: bool = False
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Objective (n,), the sum less penalties, its gradient (n, …), and where none of the objective came through."""
+        """Objective (n,), the sum less penalties, its gradient (n, …), and the largest entry of the objective's own."""
         images = self.parameterization.images(values)
         changed = images
         for transform in self.transforms:
             changed = transform(changed, generator)
-        objective = self.objective(self.read(changed.to(self.dtype), which))
+        with _precision(values.device, self.mixed):
+            objective = self.objective(self.read(changed.to(self.dtype), which))
         if objective.shape != (len(values),):
             raise UsageError(f"the objective gave {tuple(objective.shape)} for {len(values)} images; (N,) is needed.")
         if not objective.requires_grad:
             raise UsageError("the objective does not depend on the image through differentiable operations.")
         if redirected:
-            found = find_activations(objective).rectifiers
-            self.course.rectified = bool(found)
+            try:
+                found = find_activations(objective).rectifiers
+            except UsageError:  # parts compiled by TorchScript show none
+                found = []
             for node in found:
                 node.register_hook(lambda before, behind: (behind[0], *before[1:]))
         total = objective.sum()
-        (gradient,) = torch.autograd.grad(total, values, retain_graph=images is not values, allow_unused=True)
+        (gradient,) = torch.autograd.grad(total, images, allow_unused=True)
         if gradient is None:
             raise UsageError("the objective does not depend on the image.")
-        silent = gradient.flatten(1).abs().amax(dim=1) == 0
+        if images is not values:
+            (gradient,) = torch.autograd.grad(images, values, gradient, retain_graph=bool(self.penalties))
+        size = gradient.flatten(1).abs().amax(dim=1)
         if self.penalties:
             penalty = torch.stack([w * p(images) for w, p in self.penalties]).sum()
             (pull,) = torch.autograd.grad(penalty, values)
             gradient, total = gradient - pull, total - penalty
-        return objective.detach(), total.detach(), gradient, silent
+        # A copy: what is kept for the history must not keep the map that it may be a part of.
+        return objective.detach().clone(), total.detach(), gradient, size
 
     def _shown(self, done: int, values: Tensor, which: Tensor) -> bool:
         """Keeps a snapshot where one is due, and tells whoever wants to know; whether that is enough."""
@@ -336,18 +380,33 @@ class _Ascent:
         if not due and self.on_step is None:
             return False
         with torch.no_grad():
-            images = self.parameterization.images(values).detach()
+            images = self.parameterization.images(values).detach().clone()  # whoever keeps it wants this step's
         if due:
-            self.course.snapshots.setdefault(done, {}).update(zip(which.tolist(), images.cpu().clone(), strict=True))
+            self.course.snapshots.setdefault(done, {}).update(zip(which.tolist(), images.cpu(), strict=True))
         return self.on_step is not None and bool(self.on_step(done, images))
 
 
-def _in_training(read: Read, objective: Objective, image: Tensor) -> bool:
-    """Whether the objective of an image depends on other images beside it, or on the time."""
+def _precision(device: torch.device, mixed: bool) -> AbstractContextManager[Any]:
+    """Mixed precision, where whoever called had it."""
+    return torch.autocast(device.type) if mixed else nullcontext()
+
+
+def _in_training(read: Read, image: Tensor) -> bool:
+    """Whether what is read of an image depends on other images beside it, or on the time."""
     which = torch.zeros(1, dtype=torch.int64, device=image.device)
-    one = objective(read(image, which))
-    # Scores of an image alone and in a pair differ by rounding; what dropout and batch norm do is much larger.
-    two = objective(read(torch.cat([image, -image.flip(-1) + 0.5]), which.expand(2)))[:1]
-    size = max(float(one.abs().max()), float(two.abs().max()))
+    # No image equals its mirror image taken from an uneven ramp, so that the other one is another one.
+    ramp = torch.linspace(0, 1, image.shape[-1], dtype=image.dtype, device=image.device).square()
+    one, two = read(image, which), read(torch.cat([image, ramp - image.flip(-1)]), which.expand(2))
+    # Outputs for an image alone and in a pair differ by rounding; what dropout and batch norm do is much larger.
     rough = image.dtype in (torch.float16, torch.bfloat16) or torch.is_autocast_enabled(image.device.type)
-    return bool((one - two).abs().max() > (0.1 if rough else 1e-3) * size)
+    for alone, pair in zip(_outputs(one), _outputs(two), strict=False):
+        if pair.shape == (2 * len(alone), *alone.shape[1:]):
+            difference = (alone - pair[: len(alone)]).abs().max()
+            if bool(difference > (0.1 if rough else 1e-3) * pair.abs().max()):
+                return True
+    return False
+
+
+def _outputs(reading: Reading) -> list[Tensor]:
+    scores = [] if reading.all_scores is None else [reading.all_scores]
+    return [output for calls in reading.calls.values() for output in calls] + scores

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -77,24 +77,25 @@ class Fourier:
         rows = torch.fft.fftfreq(height, dtype=torch.float64)[:, None]
         columns = torch.fft.rfftfreq(width, dtype=torch.float64)[None]
         frequency = (rows.square() + columns.square()).sqrt().clamp(min=1 / max(height, width))
-        # As strong in all as white noise with standard deviation 4 times that of `values`: then the usual rates fit.
+        # As strong in all as white noise with some 5 times the standard deviation of `values`: the usual rates fit.
         scale = frequency ** (-decay)
         self._scale = 4 * scale * (scale.numel() / scale.square().sum()).sqrt()
         colors = torch.tensor(_COLORS, dtype=torch.float64)
         self._colors = colors / colors.norm(dim=0).max()
+        self._there: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
 
     def images(self, values: Tensor) -> Tensor:
-        spectrum = torch.view_as_complex(values.contiguous()) * self._scale.to(values)
+        spectrum = torch.view_as_complex(values.contiguous()) * self._on(values)[0]
         mixed = torch.fft.irfft2(spectrum, s=self.size, norm="ortho")
-        colors = self._mix(mixed, self._colors).sigmoid()
+        colors = self._mix(mixed, self._on(values)[1]).sigmoid()
         mean, std = self._affine(colors)
         return (colors - mean) / std
 
     def values(self, images: Tensor) -> Tensor:
         mean, std = self._affine(images)
         logits = torch.logit((images * std + mean).clamp(0.02, 0.98))
-        mixed = self._mix(logits, torch.linalg.inv(self._colors))
-        spectrum = torch.fft.rfft2(mixed, norm="ortho") / self._scale.to(images)
+        mixed = self._mix(logits, torch.linalg.inv(self._colors).to(images))
+        spectrum = torch.fft.rfft2(mixed, norm="ortho") / self._on(images)[0]
         return torch.view_as_real(spectrum).clone()
 
     def noise(self, count: int, channels: int, *, std: float, seed: int) -> Tensor:
@@ -108,7 +109,15 @@ class Fourier:
     def _mix(self, maps: Tensor, matrix: Tensor) -> Tensor:
         if maps.shape[1] != 3 or not self.decorrelate:
             return maps
-        return torch.einsum("dc,nchw->ndhw", matrix.to(maps), maps)
+        return torch.einsum("dc,nchw->ndhw", matrix, maps)
+
+    def _on(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Scale and colours where the values are; brought there once."""
+        where = (values.device, values.dtype)
+        if where not in self._there:
+            with torch.inference_mode(False):
+                self._there[where] = (self._scale.to(values, copy=True), self._colors.to(values, copy=True))
+        return self._there[where]
 
     def _affine(self, images: Tensor) -> tuple[Tensor, Tensor]:
         channels = images.shape[1]
@@ -119,7 +128,12 @@ def per_channel(values: tuple[float, ...], channels: int, like: Tensor) -> Tenso
     """One number or one for each channel as a tensor (channels, 1, 1), to reckon with images."""
     if len(values) not in (1, channels):
         raise UsageError(f"the normalisation has {len(values)} values, but the images have {channels} channels.")
-    return torch.tensor(values, dtype=like.dtype, device=like.device).reshape(-1, 1, 1).expand(channels, 1, 1)
+    return sent(values, like).reshape(-1, 1, 1).expand(channels, 1, 1)
+
+
+def sent(numbers: Any, like: Tensor) -> Tensor:
+    """Numbers as a tensor of the type and on the device of another one; a GPU is not waited for."""
+    return torch.tensor(numbers, dtype=like.dtype).to(like.device, non_blocking=like.is_cuda)
 
 
 def clip(images: Tensor, space: PixelSpace) -> Tensor:

@@ -46,7 +46,7 @@ class Reading:
             call: Which call, where a pass has several; −1 for the last.
         """
         if name not in self.calls:
-            ends = [full for full in self.calls if full.endswith("." + name)]
+            ends = [known for known in self.calls if known.endswith("." + name)]
             name = ends[0] if len(ends) == 1 else name
         return the_call(self.calls.get(name, []), name, call)
 
@@ -98,7 +98,11 @@ def reading(
     names = list(dict.fromkeys(layers))
     if names and not isinstance(model, nn.Module):
         raise UsageError(f"layers can be read of a torch.nn.Module, not of a {type(model).__name__}.")
+    full = {name: find_layer(model, name)[0] for name in names}  # type: ignore[arg-type]
     found = dict(find_layer(model, name) for name in names)  # type: ignore[arg-type]
+    for name, layer in found.items():
+        if isinstance(layer, torch.jit.ScriptModule):
+            raise UsageError(f"layer '{name}' is compiled by TorchScript, so it can't be read; name one around it.")
     if not found and not needs_scores:
         raise UsageError("an objective reads the scores or at least one layer.")
     calls: dict[str, list[Tensor]] = {name: [] for name in found}
@@ -131,11 +135,16 @@ def reading(
                 model(images)
         except _Enough:
             pass
+        except Exception:
+            # The first pass goes on behind the layers, where a head may take images of another size alone.
+            if needs_scores or wanted or not all(calls.values()):
+                raise
         finally:
             active = False
         if not wanted:
             wanted.update({name: max(1, len(values)) for name, values in calls.items()})
         taken = {name: list(values) for name, values in calls.items()}
+        taken.update({name: taken[one] for name, one in full.items()})
         for values in calls.values():
             values.clear()  # whoever keeps the function must not keep a graph
         return Reading(images, which, taken, scores)

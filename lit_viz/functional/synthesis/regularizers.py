@@ -36,13 +36,12 @@ def total_variation(images: Tensor, *, beta: float = 2.0) -> Tensor:
     """
     if not beta > 0:
         raise UsageError(f"beta must be positive, got {beta}.")
-    across = F.pad(images.diff(dim=-1), (0, 1, 0, 0)).square()
-    down = F.pad(images.diff(dim=-2), (0, 0, 0, 1)).square()
-    squares = across + down
-    if beta != 2:
-        # The root has no gradient at 0, where flat images are.
-        squares = (squares + 1e-8) ** (beta / 2)
-    return squares.flatten(1).sum(dim=1)
+    across, down = images.diff(dim=-1).square(), images.diff(dim=-2).square()
+    if beta == 2:
+        return across.flatten(1).sum(dim=1) + down.flatten(1).sum(dim=1)
+    squares = F.pad(across, (0, 1, 0, 0)) + F.pad(down, (0, 0, 0, 1))
+    # The root has no gradient at 0, where flat images are.
+    return ((squares + 1e-8) ** (beta / 2) - 1e-8 ** (beta / 2)).flatten(1).sum(dim=1)
 
 
 def p_norm(images: Tensor, *, p: float = 2.0) -> Tensor:
@@ -57,13 +56,16 @@ def gaussian_blur(images: Tensor, sigma: float) -> Tensor:
     radius = min(math.ceil(3 * sigma), *(side - 1 for side in images.shape[-2:]))
     if sigma == 0 or radius < 1:
         return images
-    places = torch.arange(-radius, radius + 1, dtype=images.dtype, device=images.device)
-    kernel = torch.exp(-0.5 * (places / sigma) ** 2)
-    kernel = kernel / kernel.sum()
-    channels = images.shape[1]
-    padded = F.pad(images, (radius,) * 4, mode="reflect")
-    padded = F.conv2d(padded, kernel.reshape(1, 1, 1, -1).expand(channels, 1, 1, -1), groups=channels)
-    return F.conv2d(padded, kernel.reshape(1, 1, -1, 1).expand(channels, 1, -1, 1), groups=channels)
+    kernel = [math.exp(-0.5 * (place / sigma) ** 2) for place in range(-radius, radius + 1)]
+    blurred = F.pad(images, (radius,) * 4, mode="reflect")
+    # Weighted shifts: on a CPU several times as fast as a convolution for each channel.
+    for dim in (-1, -2):
+        side = images.shape[dim]
+        shifts = [blurred.narrow(dim, i, side) for i in range(len(kernel))]
+        blurred = torch.zeros_like(shifts[0])
+        for shifted, weight in zip(shifts, kernel, strict=True):
+            blurred = blurred.add_(shifted, alpha=weight / sum(kernel))
+    return blurred
 
 
 class Constraint(Protocol):
@@ -130,7 +132,7 @@ class ClipSmallNorm:
 
     def __call__(self, images: Tensor, gradient: Tensor, step: int) -> None:
         center = self.center.to(images) if isinstance(self.center, Tensor) else self.center
-        _clear(images, (images - center).norm(dim=1), self.percentile, center)
+        _clear(images, (images - center).square().sum(dim=1), self.percentile, center)  # ordered as norms are
 
 
 class ClipSmallContribution:

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lit_viz.errors import UsageError, check_at_least
+from lit_viz.functional.synthesis.parameterizations import sent
 
 
 class Transform(Protocol):
@@ -64,6 +65,7 @@ class RandomAffine:
         cosine, sine = math.cos(angle) / scale, math.sin(angle) / scale
         # Grid coordinates run from −1 to 1 along both axes whatever their length.
         matrix = [[cosine, -sine * height / width, 0.0], [sine * width / height, cosine, 0.0]]
-        theta = torch.tensor([matrix], dtype=images.dtype, device=images.device)
-        grid = F.affine_grid(theta, [1, 1, height, width], align_corners=False).expand(len(images), -1, -1, -1)
+        grid = F.affine_grid(sent([matrix], images), [1, 1, height, width], align_corners=False).expand(
+            len(images), -1, -1, -1
+        )
         return F.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
