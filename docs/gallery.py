@@ -7,20 +7,26 @@ What is drawn is exactly what the callbacks log; nothing is touched up.
 
 from __future__ import annotations
 
+import shutil
 import sys
 import tempfile
 from pathlib import Path
 
+import numpy as np
 from lightning.pytorch import Callback, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from PIL import Image
 
 import lit_viz
 from lit_viz.callbacks import (
+    ActivationMaximization,
     Activations,
+    DeepDream,
     Faithfulness,
+    FoolingImages,
     GradCAM,
     GuidedBackprop,
+    Inversion,
     MaxActivatingPatches,
     NearestNeighbors,
     ObjectExtraction,
@@ -28,13 +34,17 @@ from lit_viz.callbacks import (
     VisualizationCallback,
 )
 from lit_viz.cli import LitVizCLI
+from lit_viz.cli import main as run_command_line
 
 ROOT = Path(__file__).parents[1]
 IMAGES = Path(__file__).parent / "images"
 
 # Beside the callbacks of each configuration.
 MORE: dict[str, list[Callback]] = {
-    "quickstart": [NearestNeighbors(every_n_epochs=14, at_start=False)],
+    "quickstart": [
+        NearestNeighbors(every_n_epochs=14, at_start=False),
+        ActivationMaximization(every_n_epochs=14, at_start=False, classes=6),
+    ],
     "analyze_efficientnet_lite0": [
         Activations("_blocks.10._bn1", num_images=4),
         GradCAM(num_images=10),
@@ -43,6 +53,11 @@ MORE: dict[str, list[Callback]] = {
         ObjectExtraction(num_images=10),
         MaxActivatingPatches("_blocks.5._depthwise_conv", channels=[20, 80, 95, 159], k=7, guided=True, name="guided"),
         Faithfulness(of=["saliency", "smooth_grad", "grad_cam", "occlusion"], num_images=10),
+        ActivationMaximization(classes=[9, 130, 107, 985, 12, 340, 963, 510], recipe="natural", steps=256),
+        ActivationMaximization(layer="_blocks.5", channels=8, steps=128, name="ascent_units"),
+        FoolingImages(num_images=4, norm="linf", bound=8 / 255),
+        DeepDream(["_blocks.3", "_blocks.10"], num_images=3, octaves=4),
+        Inversion(["_blocks.0", "_blocks.2", "_blocks.4", "_blocks.8", "_blocks.12"], num_images=3, steps=12),
     ],
 }
 
@@ -62,6 +77,11 @@ PICTURES = {
     "guided-backprop": ("analyze_efficientnet_lite0", "guided_backprop/probe", False),
     "patches-guided": ("analyze_efficientnet_lite0", "guided/network._blocks.5._depthwise_conv", False),
     "activations": ("analyze_efficientnet_lite0", "activations/network._blocks.10._bn1", False),
+    "ascent-quickstart": ("quickstart", "ascent/classes", False),
+    "ascent": ("analyze_efficientnet_lite0", "ascent/classes", False),
+    "ascent-units": ("analyze_efficientnet_lite0", "ascent_units/network._blocks.5", False),
+    "fooling": ("analyze_efficientnet_lite0", "fooling/probe", False),
+    "inversion": ("analyze_efficientnet_lite0", "inversion/probe", False),
     "faithfulness": ("analyze_efficientnet_lite0", "faithfulness/curves", False),
 }
 
@@ -87,6 +107,59 @@ def keep(picture: Image.Image, name: str) -> None:
     print(f"{path.name}  {path.stat().st_size // 1024} KiB")
 
 
+def facets(folder: Path) -> Path:
+    """Kinds of cats: crops of a photograph."""
+    from skimage import data
+
+    generator = np.random.default_rng(0)
+    (folder / "crops").mkdir()
+    for i in range(60):
+        top, left = generator.integers(0, (150, 300))
+        Image.fromarray(data.chelsea()[top : top + 150, left : left + 150]).save(folder / "crops" / f"{i}.png")
+    network = ["--model", "efficientnet_lite0", "--predicted", "--target", "Egyptian cat", "--facets", "3"]
+    run_command_line(["facets", str(folder / "crops"), *network, "--steps", "200", "--out", str(folder / "facets")])
+    return folder / "facets" / "facets.png"
+
+
+def decoded(folder: Path) -> Path:
+    """What the quickstart's network wants to see, among what a decoder of its features can make."""
+    network = str(folder / "quickstart.ckpt")
+    cli = LitVizCLI(
+        args=[
+            "--config",
+            str(ROOT / "configs" / "decoder.yaml"),
+            f"--model.weights={network}",
+            "--trainer.logger=false",
+        ],
+        run=False,
+    )
+    cli.trainer.callbacks.append(ModelCheckpoint(folder, filename="decoder"))
+    cli.trainer.fit(cli.model, datamodule=cli.datamodule)
+    shutil.copy(ROOT / "configs" / "quickstart.yaml", folder / "config.yaml")  # tells of the data of the checkpoint
+    arguments = ["--weights", network, "--decoder", str(folder / "decoder.ckpt"), "--size", "64", "--classes"]
+    run_command_line(["ascent", *arguments, "0,1,2,3,4,5", "--out", str(folder / "decoded")])
+    return folder / "decoded" / "ascent.png"
+
+
+def dream(folder: Path) -> Image.Image:
+    """A cat, and what three layers make of it."""
+    from skimage import data
+
+    Image.fromarray(data.chelsea()).save(folder / "cat.png")
+    made = [Image.open(folder / "cat.png")]
+    for layer in ("_blocks.3", "_blocks.10"):
+        out = folder / layer
+        run_command_line(
+            ["dream", str(folder / "cat.png"), "--model", "efficientnet_lite0", "--layer", layer, "--out", str(out)]
+        )
+        made.append(Image.open(next(out.glob("*.png"))))
+    width, height = made[0].size
+    row = Image.new("RGB", (3 * width + 16, height), "white")
+    for i, picture in enumerate(made):
+        row.paste(picture, (i * (width + 8), 0))
+    return row
+
+
 def main() -> None:
     from skimage import data
 
@@ -106,6 +179,9 @@ def main() -> None:
         keep(Image.open(folder / "first.png"), "first-layers")
         lit_viz.show("efficientnet_lite0", data.coffee()).save(folder / "show.png")
         keep(Image.open(folder / "show.png"), "show")
+        keep(dream(folder), "dream")
+        keep(Image.open(facets(folder)), "facets")
+        keep(Image.open(decoded(folder)), "decoder")
 
 
 if __name__ == "__main__":

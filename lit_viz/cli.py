@@ -131,6 +131,8 @@ def summary(trainer: Trainer) -> str:
         for callback in callbacks
         for i, (tag, count) in enumerate(sorted(callback.written.items()))
     ]
+    # Modules that make images log them by themselves.
+    rows += [(tag, f"{count} ×", "") for tag, count in getattr(trainer.lightning_module, "written", {}).items()]
     if rows:
         width = max(len(tag) for tag, *_ in rows)
         lines.append("\nPictures logged (and the time each visualization took):")

@@ -14,7 +14,6 @@ from lit_viz.callbacks.base import Look, VisualizationCallback
 from lit_viz.errors import UsageError, check_at_least, check_choice
 from lit_viz.functional.ascent import check_recipe
 from lit_viz.functional.classes import class_index
-from lit_viz.functional.synthesis import Code
 from lit_viz.layers import find_layer
 from lit_viz.networks import load_decoder
 from lit_viz.pixels import PixelSpace
@@ -122,7 +121,7 @@ class ActivationMaximization(VisualizationCallback):
                 steps=steps,
                 seed=self.seed,
                 pixels=look.pixels,
-                decoder=None if self.decoder is None else decoder_for(self.decoder, look.pixels, look.images.device),
+                decoder=None if self.decoder is None else load_decoder(self.decoder, look.pixels),
                 score=look.score,
                 progress=look.model.trainer.progress_bar_callback is not None,
                 interruptible=False,
@@ -132,13 +131,6 @@ class ActivationMaximization(VisualizationCallback):
 def unit_objective(layer: str, wanted: Sequence[int], unit: str) -> functional.Objective:
     """For channels of a layer, or their units in the middle."""
     return (functional.Channel if unit == "channel" else functional.Unit)(layer, wanted)
-
-
-def decoder_for(path: str, pixels: PixelSpace, device: torch.device) -> Code:
-    """The code space of a decoder's checkpoint, on a device."""
-    code = load_decoder(path, pixels)
-    code.decoder.to(device)
-    return code
 
 
 def ascent_title(layer: str | None) -> str:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_viz import draw, functional
-from lit_viz.callbacks.ascent import ascent_sheet, ascent_title, decoder_for, target_probabilities, unit_objective
+from lit_viz.callbacks.ascent import ascent_sheet, ascent_title, target_probabilities, unit_objective
 from lit_viz.commands.base import Results, chosen_network, classes_of, listed, output_paths, parser_for
 from lit_viz.errors import UsageError, check_at_least
 from lit_viz.functional.ascent import check_recipe
@@ -20,7 +20,7 @@ from lit_viz.functional.classes import two_classes
 from lit_viz.functional.scores import Score
 from lit_viz.functional.synthesis import eight_bit_rounded
 from lit_viz.layers import find_layer
-from lit_viz.networks import network_inputs
+from lit_viz.networks import load_decoder, network_inputs
 from lit_viz.pixels import PixelSpace, usual_pixel_space
 from lit_viz.probing import evenly_spaced
 
@@ -62,7 +62,7 @@ def run(args: Sequence[str]) -> None:
     start = given.start
     if start not in (None, "zero", "noise"):
         ((start, space, _),) = network_inputs(start, facts)
-    code = None if given.decoder is None else decoder_for(given.decoder, space, facts.device)
+    code = None if given.decoder is None else load_decoder(given.decoder, space)
     recipe = recipe or (functional.recipe_for(model, shape) if code is None else functional.RECIPES["dgn-am"])
     steps = given.steps or recipe.steps
     layer = None if given.layer is None else find_layer(model, given.layer)[0]

@@ -109,8 +109,8 @@ def fooling_image(
     Adversarial Attacks*, 2018): the change δ stays within $\lVert \delta \rVert \le \varepsilon$, steps go along
     $g / \lVert g \rVert_2$ or, for "linf", along the sign of g. With a norm alone the smallest change is looked for
     after the fast minimum-norm attack (Pintor et al., *Fast Minimum-norm Adversarial Attacks through Adaptive Norm
-    Constraints*, 2021): ε starts where the boundary would be, were the network linear; it shrinks while the network is
-    fooled, and grows while it is not. What ascends under a norm is how far the target is ahead: the lesser of
+    Constraints*, 2021): steps that grow little by little until the network is fooled; from then on ε shrinks while it
+    is fooled, and grows while it is not. What ascends under a norm is how far the target is ahead: the lesser of
     $S_t - \max_{j \ne t} S_j$ and, with p the confidence, $\log\frac{p_t}{1-p_t} - \log\frac{p}{1-p}$.
 
     All of it is about images as 8-bit files hold them. The gradient is taken at the rounded image and moves the
@@ -131,7 +131,8 @@ def fooling_image(
             the target first.
         steps: At most so many, of one pass forth and back each. The search for the smallest change takes all of them.
         lr: Length of a step in colour units, by default 0.225 (1 on images normalised by ImageNet's deviation, as in
-            the lecture), or a tenth of the bound. The search for the smallest change chooses by itself.
+            the lecture), or a tenth of the bound. With a norm and no bound that of the first step, by default 0.225 for
+            "l2" and 0.8/255 for "linf".
         pixels: How network input relates to colours; by default what the model tells, or a guess from the range.
         batch_size: Images in one pass; by default as many as fit 16 of 3×224×224, halved whenever memory runs out.
         score: See `lit_viz.functional.class_scores`.
@@ -258,7 +259,9 @@ def same_size_noise(found: Fooling, *, seed: int = 0) -> Tensor:
 _TINY = torch.finfo(torch.float32).tiny
 _SLACK = 1e-9  # of a bound such as 8 / 255, which times 255 need not be 8
 _LECTURE = 0.225  # 1 on images normalised by ImageNet's standard deviation
-_GROWTH = 0.1  # by what share ε grows with each step, in the search for the smallest change, until it fools
+# The search for the smallest change starts with steps of a known size, which fool most networks soon.
+_FIRST = {"l2": _LECTURE, "linf": 0.8 / LEVELS}  # in colour units
+_GROWTH = 1.03  # of these steps, until the network is fooled: far images are reached, too
 _SHRINK = (0.1, 0.001)  # … and changes from then on, at first and at last
 _REACH = (0.3, 0.01)  # length of a step at first and at last, in ε
 _RELATIVE = 0.1  # length of a step within a bound that is given
@@ -310,7 +313,7 @@ class _Search:
         alive = torch.arange(len(start), device=start.device)
         delta = torch.zeros_like(start)
         whole = torch.zeros_like(start)
-        epsilon = torch.full_like(size, torch.inf if self.limit is None else self.limit)
+        epsilon = torch.full_like(size, self.limit or torch.inf)
         for step in range(self.steps + 1):
             seen = self._look(read, start[alive] + whole, which[alive])
             fooled, now = seen.fooled, _size(whole, self.norm or "l2")
@@ -334,11 +337,11 @@ class _Search:
             gradient = seen.gradient[keep]
             if self.smallest:
                 share = (step - first[alive]).double() / (self.steps - first[alive])
-                change = torch.where(torch.isinf(size[alive]), _GROWTH, _annealed(_SHRINK, share))
+                change = _annealed(_SHRINK, share)
                 shorter, longer = torch.minimum(epsilon, size[alive]) * (1 - change), epsilon * (1 + change)
-                start_with = _distance(gradient, seen.lead[keep], self.norm) if step == 0 else longer
-                epsilon = torch.where(seen.fooled[keep], shorter, start_with)
-                length = _annealed(_REACH, torch.where(torch.isinf(size[alive]), 0.0, share)) * epsilon
+                epsilon = torch.where(seen.fooled[keep], shorter, longer)
+                free = torch.isinf(epsilon)  # until the network is fooled
+                length = torch.where(free, self._length() * _GROWTH**step, _annealed(_REACH, share) * epsilon)
             else:
                 length = torch.full_like(epsilon, self._length())
             delta = delta + length.reshape(-1, 1, 1, 1).to(delta) * _direction(gradient, self.norm)
@@ -361,8 +364,7 @@ class _Search:
                 scores = scores.clamp(min=torch.finfo(scores.dtype).tiny).log()  # what the softmax was made of
             targets = self.targets[which]
             own = scores.gather(1, targets[:, None])[:, 0]
-            lead = _lead(scores, targets, self.confidence)
-            objective = own if self.norm is None else lead
+            objective = own if self.norm is None else _lead(scores, targets, self.confidence)
             if not objective.requires_grad:
                 raise UsageError("the scores do not depend on the image through differentiable operations.")
             (gradient,) = torch.autograd.grad(objective.sum(), levels, allow_unused=True, retain_graph=True)
@@ -373,13 +375,15 @@ class _Search:
             if not saturating and silent.any() and find_activations(objective).rectifiers:
                 cause = DEAD
         finite = torch.isfinite(scores).all(dim=1) & torch.isfinite(gradient).flatten(1).all(dim=1)
-        return _Seen(_fooled(raw.detach(), targets, self.confidence), lead.detach(), gradient, silent, finite, cause)
+        return _Seen(_fooled(raw.detach(), targets, self.confidence), gradient, silent, finite, cause)
 
     def _length(self) -> float:
-        """Of a step, in levels, where there is no search for the smallest change."""
+        """Of the first step, in levels."""
         if self.lr is not None:
             return LEVELS * self.lr
-        return LEVELS * _LECTURE if self.limit is None else _RELATIVE * self.limit
+        if self.limit is not None:
+            return _RELATIVE * self.limit
+        return LEVELS * (_FIRST[self.norm] if self.norm else _LECTURE)
 
 
 @dataclass(frozen=True)
@@ -387,7 +391,6 @@ class _Seen:
     """What a network says of n images."""
 
     fooled: Tensor
-    lead: Tensor
     gradient: Tensor
     silent: Tensor
     finite: Tensor
@@ -427,13 +430,6 @@ def _direction(gradient: Tensor, norm: Norm | None) -> Tensor:
     # Divided by its largest value first: squares of tiny gradients would vanish.
     direction = gradient / gradient.flatten(1).abs().amax(dim=1).clamp(min=_TINY).reshape(-1, 1, 1, 1)
     return direction / _size(direction, "l2").clamp(min=_TINY).to(gradient).reshape(-1, 1, 1, 1)
-
-
-def _distance(gradient: Tensor, lead: Tensor, norm: Norm | None) -> Tensor:
-    """How far the boundary would be, were the network linear, in levels, (n,) float64; no farther than images reach."""
-    steep = gradient.double().flatten(1).norm(p=2 if norm == "l2" else 1, dim=1)
-    farthest = LEVELS * (gradient[0].numel() ** 0.5 if norm == "l2" else 1.0)
-    return (lead.abs().double() / steep.clamp(min=_TINY)).clamp(max=farthest)
 
 
 def _size(change: Tensor, norm: Norm) -> Tensor:

@@ -23,11 +23,11 @@ _FIRST = 4  # px, about the side of the map that a vector is spread on
 
 
 class Decoder(nn.Module):
-    """A code to colours, by blocks that double the resolution: nearest neighbour, convolution, norm, leaky ReLU.
+    """A code to colours, by blocks that double the resolution: bilinear, convolution, norm, leaky ReLU.
 
     Resizing and convolving has no checkerboard, which transposed convolutions have (Odena, Dumoulin & Olah,
-    *Deconvolution and Checkerboard Artifacts*, 2016). Maps are decoded place by place; vectors, and maps of a few
-    places, are spread by a linear layer first.
+    *Deconvolution and Checkerboard Artifacts*, 2016), and borders that are continued leave no frame. Maps are decoded
+    place by place; vectors, and maps of a few places, are spread by a linear layer first.
 
     Args:
         code_shape: (D,), or (C, h, w).
@@ -67,7 +67,7 @@ class Decoder(nn.Module):
         self.blocks = nn.ModuleList(
             _convolution(before, after) for before, after in zip([widths[0], *widths[:-1]], widths, strict=True)
         )
-        self.last = nn.Conv2d(widths[-1], channels, 3, padding=1)
+        self.last = nn.Conv2d(widths[-1], channels, 3, padding=1, padding_mode="replicate")
 
     def forward(self, codes: Tensor) -> Tensor:
         """Codes (n, *code_shape) to colours (n, C, H, W) in [0, 1]."""
@@ -75,7 +75,7 @@ class Decoder(nn.Module):
             raise UsageError(f"the decoder takes codes {self.code_shape}, but got {tuple(codes.shape[1:])}.")
         x = self.start(codes if len(self.code_shape) == 3 else codes[:, :, None, None])
         for size, block in zip(self.sizes, self.blocks, strict=True):
-            x = block(F.interpolate(x, size, mode="nearest") if x.shape[2:] != size else x)
+            x = block(F.interpolate(x, size, mode="bilinear", align_corners=False) if x.shape[2:] != size else x)
         return self.last(x).sigmoid()
 
     def extra_repr(self) -> str:
@@ -138,7 +138,7 @@ def _halved(side: int, least: int) -> int:
 
 
 def _convolution(before: int, after: int) -> nn.Module:
-    return nn.Sequential(nn.Conv2d(before, after, 3, padding=1, bias=False), _finish(after))
+    return nn.Sequential(nn.Conv2d(before, after, 3, padding=1, padding_mode="replicate", bias=False), _finish(after))
 
 
 def _finish(channels: int) -> nn.Module:

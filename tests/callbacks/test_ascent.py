@@ -160,7 +160,7 @@ def test_a_decoder(module: TinyModule, sheets: list[Any], monkeypatch: pytest.Mo
     validated(module, classes=[1], decoder="some.ckpt")
     expected = functional.activation_maximization(module, [1], decoder=load("some.ckpt", SPACE), pixels=SPACE)
     same(sheets[0][0], expected.images)
-    assert len(expected.history) == 200
+    assert len(expected.history) == functional.RECIPES["dgn-am"].steps
 
 
 def test_a_decoders_checkpoint_that_is_none(module: TinyModule, tmp_path: Path) -> None:

@@ -67,7 +67,8 @@ def test_files_hold_what_the_function_makes(checkpoint: Path, tmp_path: Path, ca
         torch.testing.assert_close(image, rounded[i], atol=1e-5, rtol=0)
         with torch.no_grad():
             p = float(model(image[None]).softmax(dim=1)[0, index])
-        assert line == f"{out / f'class-{index}.png'}  probability {p:.3f}"
+        note = f"  ({made.notes[i]})" if made.notes[i] else ""
+        assert line == f"{out / f'class-{index}.png'}  probability {p:.3f}{note}"
     assert told[2] == str(out / "ascent.png") and "tensorboard --logdir" in told[4]
     assert np.array(Image.open(out / "ascent.png")).ndim == 3
     events = EventAccumulator(str(out / "tensorboard"), size_guidance={"images": 0})

@@ -424,6 +424,20 @@ def test_codes_are_climbed_within_their_bounds() -> None:
     assert torch.equal(only.images, made(model, [0, 1], "dgn-am", decoder=code(nonnegative=True)).images)
 
 
+def test_steps_of_codes_are_in_their_deviation_and_fall_evenly() -> None:
+    """Without decay and bounds, each step moves a unit by η σ g ÷ mean |g|, with η falling from lr to 0."""
+
+    class Flat(nn.Module):
+        def forward(self, codes: Tensor) -> Tensor:
+            return codes[:, :, None, None]
+
+    free = Code(Flat(), mean=torch.zeros(4), std=torch.full((4,), 1e6), nonnegative=False, space=COLORS, decay=1.0)
+    weight, recipe = torch.tensor([1.0, -2.0, 0.5, 3.0]), Recipe("code", lr=1e-3, final_lr=0.0, steps=200)
+    found = made(lambda x: x.flatten(1) @ weight[:, None], 0, recipe, decoder=free, start="zero")
+    travelled = 1e6 * sum(1e-3 * (1 - step / 200) for step in range(200))
+    torch.testing.assert_close(found.values[0], travelled * weight / weight.abs().mean(), rtol=1e-4, atol=1e-3)
+
+
 def test_the_first_step_of_a_code_by_hand() -> None:
     model, space = linear(1, 8), code(decay=1.0)
     start = space.noise(1, seed=4).clamp(-1, 1)
@@ -506,14 +520,15 @@ def test_fashion_is_nearly_certain(normalized: bool) -> None:
 
 @pytest.mark.slow
 def test_photographs_are_nearly_certain() -> None:
+    """A network trained for a minute is itself not certain: of photographs of some classes it gives none 0.99."""
     from lit_viz.data import Photographs
 
     torch.manual_seed(0)
-    data = Photographs(size=64, patches_per_epoch=64 * 200, jitter=0.0, grey=0.0)
+    data = Photographs(size=64, patches_per_epoch=64 * 500, jitter=0.0, grey=0.0)
     data.setup("fit")
     model = trained(SmallCNN(10, 3, 16), data.train_dataloader(), lr=0.005)
     p = judged(model, activation_maximization(model, list(range(10)), shape=(3, 64, 64), pixels=COLORS), COLORS)
-    assert (p >= 0.99).sum() >= 8 and p.min() > 0.8, p
+    assert (p >= 0.99).sum() >= 5 and p.min() > 0.9, p
 
 
 @pytest.mark.slow

@@ -448,3 +448,14 @@ def test_a_network_of_imagenet_is_fooled_into_anything(network: Callable[[str], 
     assert found.success.float().mean() >= 0.95 and (found.steps <= 100).all()
     found = on_lite0(model, images, targets, norm="linf", bound=8 / 255)
     assert found.success.float().mean() >= 0.95 and found.linf.median() <= 8 / 255
+
+
+@pytest.mark.slow
+def test_the_smallest_change_that_fools_a_network_of_imagenet(network: Callable[[str], nn.Module]) -> None:
+    model, images = network("efficientnet_lite0"), pictures()[:3]
+    targets = torch.randint(0, 1000, (3,), generator=torch.Generator().manual_seed(0))
+    plain = on_lite0(model, images, targets)
+    least = on_lite0(model, images, targets, norm="l2")
+    assert least.success.all() and (least.l2 < 0.75 * plain.l2).all()
+    least = on_lite0(model, images, targets, norm="linf")
+    assert least.success.all() and (least.linf <= 3 / 255 + 1e-9).all()

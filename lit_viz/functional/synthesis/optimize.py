@@ -218,6 +218,7 @@ class _Course:
     def __init__(self, count: int, steps: int) -> None:
         self.history = torch.full((steps, count), torch.nan, dtype=torch.float32)
         self.objective = torch.full((count,), torch.nan, dtype=torch.float32)
+        self.before = torch.full((count,), torch.nan, dtype=torch.float32)
         self.made = torch.zeros(count, dtype=torch.int64)  # steps
         self.lost = torch.zeros(count, dtype=torch.int64)  # steps without any gradient
         self.dead = torch.zeros(count, dtype=torch.bool)  # whether ReLUs are why
@@ -230,12 +231,12 @@ class _Course:
         made, lost = int(self.made[image]), int(self.lost[image])
         if made == 0:
             return ""
-        history, last = self.history[:made, image], self.objective[image]
-        if 2 * lost > made and not (lost < made and last > history[0]):
+        history, last, before = self.history[:made, image], self.objective[image], self.before[image]
+        if 2 * lost > made and not (lost < made and last > before):
             return DEAD if self.dead[image] else SATURATED
         if not (torch.isfinite(history).all() and torch.isfinite(last)):
             return NOT_FINITE
-        return "" if last > history[0] else NOT_RISEN
+        return "" if last > before else NOT_RISEN
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -273,7 +274,8 @@ class _Ascent:
     def _run(self, values: Tensor, which: Tensor) -> Tensor:
         history: list[Tensor] = []
         lost = torch.zeros(len(values), dtype=torch.int64, device=values.device)
-        kept = values.detach().clone() if self.interruptible else None
+        start = values.detach().clone()
+        kept = start.clone() if self.interruptible else None
         try:
             self._climb(values, which, history, lost, kept)
         except KeyboardInterrupt:
@@ -287,17 +289,26 @@ class _Ascent:
             generator = torch.Generator().manual_seed(self.seed % 2**63)
             self.course.dead[rows] = (self._gradient(values, which, generator, redirected=True)[3] > FAINT).cpu()
         values = values.detach()
-        with torch.no_grad():
-            images = self.parameterization.images(values).to(self.dtype)
-            with _precision(values.device, self.mixed):
-                reading = self.read(images, which)
-                self.course.objective[rows] = self.objective(reading).float().cpu()
+        reading, objective = self._told(values, which)
+        self.course.objective[rows] = objective
         if reading.all_scores is not None:
             self.course.scores.update(zip(rows.tolist(), reading.all_scores, strict=True))
         if history:
             self.course.history[: len(history), rows] = torch.stack(history).float().cpu()
+            before = self.course.history[0, rows]
+            if self.transforms and not bool((objective > before).all()):
+                before = self._told(start, which)[1]  # like with like: the first step's images were changed at random
+            self.course.before[rows] = before
         self.course.made[rows], self.course.lost[rows] = len(history), lost.cpu()
         return values
+
+    def _told(self, values: Tensor, which: Tensor) -> tuple[Reading, Tensor]:
+        """What the network says of images as they are, and the objective (n,) of that, float32 on the CPU."""
+        with torch.no_grad():
+            images = self.parameterization.images(values).to(self.dtype)
+            with _precision(values.device, self.mixed):
+                reading = self.read(images, which)
+                return reading, self.objective(reading).float().cpu()
 
     def _climb(self, values: Tensor, which: Tensor, history: list[Tensor], lost: Tensor, kept: Tensor | None) -> None:
         """All steps of a batch, in place; tells the objective before each, and counts those without gradient."""
