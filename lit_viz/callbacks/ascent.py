@@ -116,7 +116,7 @@ class ActivationMaximization(VisualizationCallback):
             return functional.activation_maximization(
                 look.model,
                 wanted if self.layer is None else unit_objective(self.layer, wanted, self.unit),
-                shape=None if self.decoder else tuple(look.images.shape[1:]),
+                shape=tuple(look.images.shape[1:]),
                 recipe=self.recipe,
                 steps=steps,
                 seed=self.seed,

@@ -24,10 +24,10 @@ class FoolingImages(VisualizationCallback):
     """Probe images, changed until the network takes them for another class, see `functional.fooling_image`.
 
     It is for watching robustness while a network trains: what it takes to fool it, beside how often it is right. A
-    change that nobody sees has little to do with what the class looks like; adversarial training, noise and weight
-    decay make it larger, as `fooling/l2` and `fooling/linf` tell over the run. A network that outputs saturate or that
-    hides its gradient only looks robust: notes below the images say so. As a control, noise made of the very same
-    changes, dealt out at random, is shown to the network as well; it should change little.
+    change that nobody sees has little to do with what the class looks like; adversarial training makes it larger, as
+    `fooling/l2` and `fooling/linf` tell over the run. A network whose output is saturated hides its gradient and only
+    looks robust: notes below the images say so. As a control, noise made of the very same changes, dealt out at
+    random, is shown to the network as well; it should change little.
 
     Tag: `fooling/probe`. Numbers, judged on images as 8-bit files hold them, in colour units, where 1 is full
     intensity: `fooling/success`, the share that was fooled of those images that were not taken for the target with
@@ -36,8 +36,9 @@ class FoolingImages(VisualizationCallback):
 
     Args:
         to: What images are to be taken for: "other", for each image a class at random that is not its own, the same
-            one over the run; "runner_up" or "least_likely", as the network ranks them at the time; a class index or
-            name; or one of these for each image. An image's own class is its label, or what `target` says.
+            one over the run where labels are known; "runner_up" or "least_likely", as the network ranks them at the
+            time; a class index or name, or a list of these, one for each image. An image's own class is its label, or
+            what `target` says.
         norm: None for plain gradient ascent; "l2" or "linf" to bound the change, or to look for the smallest one.
         bound: Of the norm, in colour units, such as 0.0314 (8/255); None for the smallest change.
         confidence: Probability to be reached, below 1.

@@ -81,7 +81,7 @@ def run(args: Sequence[str]) -> None:
     made = functional.activation_maximization(
         model,
         target,
-        shape=None if code else shape,
+        shape=shape,
         recipe=recipe,
         start=start,
         steps=steps,

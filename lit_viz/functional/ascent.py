@@ -228,7 +228,7 @@ def activation_maximization(
         model: Maps (N, C, H, W) to (N, K) scores; with `score`, to anything. Left as it was found.
         target: A class index; a list of these, for one image each; or an objective, such as
             `Channel("layer3", [1, 2, 3])`, `Unit("layer3", 7)` or `2 * ClassScore(3) - ClassScore(5)`.
-        shape: (C, H, W) of the images; by default that of `start`, of what the decoder makes, or as the network tells.
+        shape: (C, H, W) of the images; by default that of `start`, or as the network tells. A decoder has its own.
         recipe: Settings, or the name of one of `RECIPES`; by default `recipe_for`, and "dgn-am" with a decoder.
         start: "zero" for a grey image, the network's zero where that is neither black nor white; "noise", as strong as
             the recipe has it; or images (C, H, W) or (N, C, H, W) as the network takes them, codes with a decoder. By
@@ -261,7 +261,14 @@ def activation_maximization(
     """
     given = target if isinstance(target, Objective) else ClassScore(target)
     count = given.count or (len(start) if isinstance(start, Tensor) and start.dim() == 4 else 1)
-    shape = shape or _shape_of(start, decoder) or image_shape(model)
+    shape = _shape_of(start, decoder) if decoder is not None or shape is None else shape
+    shape = shape or image_shape(model)
+    first = next(iter(convolutions(model).values()), None) if isinstance(model, nn.Module) else None
+    if decoder is not None and first is not None and first.in_channels != shape[0]:
+        raise UsageError(
+            f"the decoder makes images of {shape[0]} channel(s), but the network takes {first.in_channels}; give one "
+            f"that was trained for it."
+        )
     pixels = pixels or pixel_space_of(model) or usual_pixel_space(shape[0])
     settings = _settings(model, recipe, shape, decoder)
     settings = settings if steps is None else replace(settings, steps=steps)

@@ -23,7 +23,7 @@ _FIRST = 4  # px, about the side of the map that a vector is spread on
 
 
 class Decoder(nn.Module):
-    """A code to colours, by blocks that double the resolution: bilinear, convolution, norm, leaky ReLU.
+    """A code to colours, by blocks that double the resolution: nearest neighbour, convolution, norm, leaky ReLU.
 
     Resizing and convolving has no checkerboard, which transposed convolutions have (Odena, Dumoulin & Olah,
     *Deconvolution and Checkerboard Artifacts*, 2016), and borders that are continued leave no frame. Maps are decoded
@@ -75,7 +75,8 @@ class Decoder(nn.Module):
             raise UsageError(f"the decoder takes codes {self.code_shape}, but got {tuple(codes.shape[1:])}.")
         x = self.start(codes if len(self.code_shape) == 3 else codes[:, :, None, None])
         for size, block in zip(self.sizes, self.blocks, strict=True):
-            x = block(F.interpolate(x, size, mode="bilinear", align_corners=False) if x.shape[2:] != size else x)
+            # Bilinear is smoother, but it takes several times as long to learn detail.
+            x = block(F.interpolate(x, size, mode="nearest") if x.shape[2:] != size else x)
         return self.last(x).sigmoid()
 
     def extra_repr(self) -> str:

@@ -450,6 +450,8 @@ def test_the_first_step_of_a_code_by_hand() -> None:
 def test_a_decoder_goes_with_a_recipe_for_codes() -> None:
     with pytest.raises(UsageError, match="with a decoder"):
         made(linear(1, 8), 0, "natural", decoder=code())
+    with pytest.raises(UsageError, match=r"makes images of 1 channel\(s\), but the network takes 3"):
+        made(convolutional(3), 0, decoder=code())
 
 
 # Networks that have learned something: the automatic recipe, untuned.

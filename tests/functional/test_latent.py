@@ -102,7 +102,7 @@ def faults(images: Tensor) -> set[str]:
     within = [apart(images[:, k]) / apart(real[k]) for k in CLASSES]
     if sum(within) / len(within) < 1 / 3 or min(within) < 0.1:
         found.add("all seeds alike")
-    if greyness(images) > 1.15 * greyness(data.train):
+    if greyness(images) > 1.18 * greyness(data.train):
         found.add("blurred")
     if variation(images) > 1.5 * variation(data.train):
         found.add("noisy")
