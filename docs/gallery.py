@@ -53,7 +53,7 @@ MORE: dict[str, list[Callback]] = {
         ObjectExtraction(num_images=10),
         MaxActivatingPatches("_blocks.5._depthwise_conv", channels=[20, 80, 95, 159], k=7, guided=True, name="guided"),
         Faithfulness(of=["saliency", "smooth_grad", "grad_cam", "occlusion"], num_images=10),
-        ActivationMaximization(classes=[9, 130, 107, 985, 12, 340, 963, 510], recipe="natural", steps=256),
+        ActivationMaximization(classes=[9, 130, 107, 985, 12, 340, 963, 510], recipe="natural", steps=128),
         ActivationMaximization(layer="_blocks.5", channels=8, steps=128, name="ascent_units"),
         FoolingImages(num_images=4, norm="linf", bound=8 / 255),
         DeepDream(["_blocks.3", "_blocks.10"], num_images=3, octaves=4),

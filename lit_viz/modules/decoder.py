@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -126,6 +127,7 @@ class FeatureDecoder(LightningModule):
         self.layer, self.mid_layer = find_layer(model, layer)[0], mid_layer and find_layer(model, mid_layer)[0]
         self.pixel_weight, self.width, self.num_images = pixel_weight, width, num_images
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
+        self.written: Counter[str] = Counter()
         self.decoder: Decoder | None = None
         self.space = given_pixel_space(mean, std) if mean is not None else known or pixel_space_of(model)
         self._told = mean is not None
@@ -325,7 +327,9 @@ class FeatureDecoder(LightningModule):
         if self._probe is None or not writer.active:
             return
         try:
-            writer.picture(f"reconstructions/{self.layer}", self._picture(), self.trainer.global_step)
+            tag = f"reconstructions/{self.layer}"
+            writer.picture(tag, self._picture(), self.trainer.global_step)
+            self.written[tag] += 1
             writer.flush()
         except Exception as error:
             # A picture is not worth a run.
