@@ -26,7 +26,6 @@ from lit_viz.callbacks import (
     FoolingImages,
     GradCAM,
     GuidedBackprop,
-    Inversion,
     MaxActivatingPatches,
     NearestNeighbors,
     ObjectExtraction,
@@ -57,7 +56,6 @@ MORE: dict[str, list[Callback]] = {
         ActivationMaximization(layer="_blocks.5", channels=8, steps=128, name="ascent_units"),
         FoolingImages(num_images=4, norm="linf", bound=8 / 255),
         DeepDream(["_blocks.3", "_blocks.10"], num_images=3, octaves=4),
-        Inversion(["_blocks.0", "_blocks.2", "_blocks.4", "_blocks.8", "_blocks.12"], num_images=3, steps=12),
     ],
 }
 
@@ -81,7 +79,6 @@ PICTURES = {
     "ascent": ("analyze_efficientnet_lite0", "ascent/classes", False),
     "ascent-units": ("analyze_efficientnet_lite0", "ascent_units/network._blocks.5", False),
     "fooling": ("analyze_efficientnet_lite0", "fooling/probe", False),
-    "inversion": ("analyze_efficientnet_lite0", "inversion/probe", False),
     "faithfulness": ("analyze_efficientnet_lite0", "faithfulness/curves", False),
 }
 
@@ -160,6 +157,16 @@ def dream(folder: Path) -> Image.Image:
     return row
 
 
+def inverted(folder: Path) -> Path:
+    """A cat from what five layers say of it, shallow to deep."""
+    layers = ["--layers", "_blocks.0,_blocks.2,_blocks.4,_blocks.8,_blocks.12", "--size", "112", "--steps", "12"]
+    network = ["--model", "efficientnet_lite0", *layers]
+    run_command_line(
+        ["invert", str(folder / "cat.png"), *network, "--restarts", "2", "--out", str(folder / "inverted")]
+    )
+    return folder / "inverted" / "cat.png"
+
+
 def main() -> None:
     from skimage import data
 
@@ -180,6 +187,7 @@ def main() -> None:
         lit_viz.show("efficientnet_lite0", data.coffee()).save(folder / "show.png")
         keep(Image.open(folder / "show.png"), "show")
         keep(dream(folder), "dream")
+        keep(Image.open(inverted(folder)), "inversion")
         keep(Image.open(facets(folder)), "facets")
         keep(Image.open(decoded(folder)), "decoder")
 
