@@ -103,8 +103,6 @@ class ImageClassifier(LightningModule):
         data = getattr(self.trainer, "datamodule", None)
         self._data_classes = getattr(data, "num_classes", None)
         self._labels_count = True
-        if stage in ("validate", "test", "predict") and self.trainer.ckpt_path is None:
-            self._check_trained(stage)
         space = find_pixel_space(data)
         if self.pixel_space is not None and space is not None and not _alike(self.pixel_space, space):
             rank_zero_warn(
@@ -112,14 +110,18 @@ class ImageClassifier(LightningModule):
                 f"expects mean {self.pixel_space.mean} and std {self.pixel_space.std}; give the data these."
             )
 
-    def _check_trained(self, stage: str) -> None:
+    def _check_trained(self) -> None:
+        # Not in `setup`: Lightning knows of the checkpoint only when it has read it.
+        stage = self.trainer.state.fn
+        if stage == "fit" or self.trainer.ckpt_path is not None:
+            return
         if self.hparams.weights is None:
-            rank_zero_warn(f"{stage} of a network that was not trained: give weights, or --ckpt_path.")
+            rank_zero_warn(f"{stage.value} of a network that was not trained: give weights, or --ckpt_path.")
         elif self._head_is_new:
             raise UsageError(
-                f"{stage} of a network whose head starts anew, for the {self.num_classes} classes of the data, and was "
-                f"never trained: give --ckpt_path, or leave the data's labels out to see the network's own classes, "
-                f"with --data.labels=false for a folder of images."
+                f"{stage.value} of a network whose head starts anew, for the {self.num_classes} classes of the data, "
+                f"and was never trained: give --ckpt_path, or leave the data's labels out to see the network's own "
+                f"classes, with --data.labels=false for a folder of images."
             )
 
     def training_step(self, batch: Any, batch_index: int) -> Tensor:
@@ -133,11 +135,15 @@ class ImageClassifier(LightningModule):
         return loss
 
     def on_validation_start(self) -> None:
+        self._check_trained()
         # Sums in bfloat16, to which a whole module of that precision is brought, stop growing.
         for mean in self.means.values():
             mean.set_dtype(torch.float32)
 
     on_test_start = on_validation_start
+
+    def on_predict_start(self) -> None:
+        self._check_trained()
 
     def validation_step(self, batch: Any, batch_index: int, dataloader_index: int = 0) -> None:
         self._evaluate(batch, "val")

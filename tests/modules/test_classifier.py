@@ -1,3 +1,4 @@
+import warnings
 from pathlib import Path
 
 import pytest
@@ -252,6 +253,15 @@ def test_other_channels_than_the_network_takes():
 def test_a_network_without_training_is_told():
     with pytest.warns(UserWarning, match="not trained"):
         trainer().validate(classifier(), batches([0, 1]), verbose=False)
+
+
+def test_a_checkpoint_read_by_the_trainer_counts_as_trained(tmp_path: Path):
+    trained = trainer()
+    trained.fit(classifier(), batches([0, 1]))
+    trained.save_checkpoint(tmp_path / "last.ckpt")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*not trained.*")
+        trainer().validate(classifier(), batches([0, 1]), ckpt_path=tmp_path / "last.ckpt", verbose=False)
 
 
 def test_a_new_head_is_not_validated():
