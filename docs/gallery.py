@@ -7,7 +7,6 @@ What is drawn is exactly what the callbacks log; nothing is touched up.
 
 from __future__ import annotations
 
-import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -118,26 +117,6 @@ def facets(folder: Path) -> Path:
     return folder / "facets" / "facets.png"
 
 
-def decoded(folder: Path) -> Path:
-    """What the quickstart's network wants to see, among what a decoder of its features can make."""
-    network = str(folder / "quickstart.ckpt")
-    cli = LitVizCLI(
-        args=[
-            "--config",
-            str(ROOT / "configs" / "decoder.yaml"),
-            f"--model.weights={network}",
-            "--trainer.logger=false",
-        ],
-        run=False,
-    )
-    cli.trainer.callbacks.append(ModelCheckpoint(folder, filename="decoder"))
-    cli.trainer.fit(cli.model, datamodule=cli.datamodule)
-    shutil.copy(ROOT / "configs" / "quickstart.yaml", folder / "config.yaml")  # tells of the data of the checkpoint
-    arguments = ["--weights", network, "--decoder", str(folder / "decoder.ckpt"), "--size", "64", "--classes"]
-    run_command_line(["ascent", *arguments, "0,1,2,3,4,5", "--out", str(folder / "decoded")])
-    return folder / "decoded" / "ascent.png"
-
-
 def dream(folder: Path) -> Image.Image:
     """A cat, and what three layers make of it."""
     from skimage import data
@@ -189,7 +168,6 @@ def main() -> None:
         keep(dream(folder), "dream")
         keep(Image.open(inverted(folder)), "inversion")
         keep(Image.open(facets(folder)), "facets")
-        keep(Image.open(decoded(folder)), "decoder")
 
 
 if __name__ == "__main__":
