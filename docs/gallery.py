@@ -20,7 +20,6 @@ import lit_viz
 from lit_viz.callbacks import (
     ActivationMaximization,
     Activations,
-    DeepDream,
     Faithfulness,
     FoolingImages,
     GradCAM,
@@ -39,10 +38,7 @@ IMAGES = Path(__file__).parent / "images"
 
 # Beside the callbacks of each configuration.
 MORE: dict[str, list[Callback]] = {
-    "quickstart": [
-        NearestNeighbors(every_n_epochs=14, at_start=False),
-        ActivationMaximization(every_n_epochs=14, at_start=False, classes=6),
-    ],
+    "quickstart": [NearestNeighbors(every_n_epochs=14, at_start=False)],
     "analyze_efficientnet_lite0": [
         Activations("_blocks.10._bn1", num_images=4),
         GradCAM(num_images=10),
@@ -54,7 +50,6 @@ MORE: dict[str, list[Callback]] = {
         ActivationMaximization(classes=[9, 130, 107, 985, 12, 340, 963, 510], recipe="natural", steps=128),
         ActivationMaximization(layer="_blocks.5", channels=8, steps=128, name="ascent_units"),
         FoolingImages(num_images=4, norm="linf", bound=8 / 255),
-        DeepDream(["_blocks.3", "_blocks.10"], num_images=3, octaves=4),
     ],
 }
 
@@ -74,7 +69,6 @@ PICTURES = {
     "guided-backprop": ("analyze_efficientnet_lite0", "guided_backprop/probe", False),
     "patches-guided": ("analyze_efficientnet_lite0", "guided/network._blocks.5._depthwise_conv", False),
     "activations": ("analyze_efficientnet_lite0", "activations/network._blocks.10._bn1", False),
-    "ascent-quickstart": ("quickstart", "ascent/classes", False),
     "ascent": ("analyze_efficientnet_lite0", "ascent/classes", False),
     "ascent-units": ("analyze_efficientnet_lite0", "ascent_units/network._blocks.5", False),
     "fooling": ("analyze_efficientnet_lite0", "fooling/probe", False),
