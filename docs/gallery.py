@@ -49,7 +49,7 @@ MORE: dict[str, list[Callback]] = {
         Faithfulness(of=["saliency", "smooth_grad", "grad_cam", "occlusion"], num_images=10),
         ActivationMaximization(classes=[9, 130, 107, 985, 12, 340, 963, 510], recipe="natural", steps=128),
         ActivationMaximization(layer="_blocks.5", channels=8, steps=128, name="ascent_units"),
-        FoolingImages(num_images=4, norm="linf", bound=8 / 255),
+        FoolingImages(num_images=4, norm="linf", bound=8 / 255, confidence=0.9),
     ],
 }
 

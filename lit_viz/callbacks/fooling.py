@@ -39,9 +39,12 @@ class FoolingImages(VisualizationCallback):
             one over the run where labels are known; "runner_up" or "least_likely", as the network ranks them at the
             time; a class index or name, or a list of these, one for each image. An image's own class is its label, or
             what `target` says.
-        norm: None for plain gradient ascent; "l2" or "linf" to bound the change, or to look for the smallest one.
+        norm: "l2" or "linf" to look for the smallest change, or to bound it; None for the lecture's plain gradient
+            ascent on the score of the target, beside which another class may rise even faster.
         bound: Of the norm, in colour units, such as 0.0314 (8/255); None for the smallest change.
-        confidence: Probability to be reached, below 1.
+        confidence: Probability to be reached, below 1; by default none, so that an image counts as fooled once the
+            network takes it for the target. A network early in training is sure of nothing: with a bar its curves would
+            tell of that rather than of how much it takes to fool it.
         steps: At most so many, of one pass forth and back each.
         **kwargs: See `VisualizationCallback`.
     """
@@ -52,9 +55,9 @@ class FoolingImages(VisualizationCallback):
         self,
         *,
         to: int | str | Sequence[int | str] = "other",
-        norm: Literal["l2", "linf"] | None = None,
+        norm: Literal["l2", "linf"] | None = "l2",
         bound: float | None = None,
-        confidence: float = 0.9,
+        confidence: float = 0.0,
         steps: int = 100,
         **kwargs: Any,
     ) -> None:

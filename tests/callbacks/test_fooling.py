@@ -54,12 +54,20 @@ def looked(callback: FoolingImages, module: TinyModule, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize(
-    "way", [{}, {"norm": "linf"}, {"norm": "l2", "bound": 3.0, "confidence": 0.6}], ids=["plain", "least", "bound"]
+    "way",
+    [
+        {"norm": None, "confidence": 0.9},
+        {"norm": "linf", "confidence": 0.9},
+        {"norm": "l2", "bound": 3.0, "confidence": 0.6},
+        {"norm": "l2", "confidence": 0.0},
+    ],
+    ids=["plain", "least", "bound", "default"],
 )
 def test_what_is_shown_is_what_the_function_gives(
     way: dict[str, Any], module: TinyModule, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    callback = FoolingImages(num_images=5, mean=[0.4], std=[0.25], on_error="raise", steps=60, **way)
+    given = {} if way == {"norm": "l2", "confidence": 0.0} else way  # what it does unasked
+    callback = FoolingImages(num_images=5, mean=[0.4], std=[0.25], on_error="raise", steps=60, **given)
     seen = looked(callback, module, monkeypatch)
     found = functional.fooling_image(module, seen["images"], seen["target"], pixels=SPACE, steps=60, **way)
     assert torch.equal(found.eight_bit, seen["found"].eight_bit)
@@ -109,7 +117,7 @@ def test_classes_of_ones_choice(to: Any, expected: Any, module: TinyModule, monk
 
 
 def test_numbers_that_mean_nothing_are_left_out(module: TinyModule, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = looked(FoolingImages(num_images=4, norm="linf", bound=1 / 255, steps=2), module, monkeypatch)
+    seen = looked(FoolingImages(num_images=4, norm="linf", bound=1 / 255, steps=2, confidence=0.9), module, monkeypatch)
     assert not seen["found"].success.any() and seen["numbers"] == {"fooling/success": 0.0}
     # All are taken for the target from the start.
     with torch.no_grad():
@@ -136,7 +144,7 @@ def test_lost_gradients_are_said_in_the_picture(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"bound": 0.1}, "a bound is one"),
+        ({"norm": None, "bound": 0.1}, "a bound is one"),
         ({"confidence": 1}, "below 1"),
         ({"norm": "l0"}, "norm is"),
         ({"steps": -1}, "steps"),

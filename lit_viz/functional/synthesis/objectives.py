@@ -34,7 +34,7 @@ class Objective:
 
     def __call__(self, reading: Reading) -> Tensor:
         """From a reading of n images to (n,)."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must override __call__().")
 
     def __add__(self, other: Objective) -> Objective:
         return WeightedSum([(1.0, self), (1.0, other)])
