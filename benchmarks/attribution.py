@@ -13,19 +13,17 @@ from __future__ import annotations
 import argparse
 import platform
 import statistics
-import subprocess
-import sys
 import time
 import warnings
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import captum
 import torch
 import torchvision
 from captum import attr
+from memory import peak, print_peak
 from torch import Tensor
 
 from lit_viz import functional
@@ -77,27 +75,10 @@ def setting(size: int, batch: int) -> tuple[torch.nn.Module, Tensor, Tensor]:
     return torchvision.models.resnet50().eval(), torch.randn(batch, 3, size, size), torch.arange(batch)
 
 
-def peak(method: str, side: int, size: int, batch: int) -> int:
-    """Bytes that a process of its own needs on top of the model and the images."""
-    code = f"from attribution import main_peak; main_peak({method!r}, {side}, {size}, {batch})"
-    out = subprocess.run([sys.executable, "-c", code], cwd=sys.path[0], capture_output=True, text=True, check=True)
-    return int(out.stdout.split()[-1])
-
-
 def main_peak(method: str, side: int, size: int, batch: int) -> None:
-    warnings.filterwarnings("ignore")
     model, images, target = setting(size, batch)
     model(images[:1])
-    run = pairs(model, images, target)[method][side]
-    Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
-    before = _resident("VmRSS")
-    run()
-    print(_resident("VmHWM") - before)
-
-
-def _resident(what: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(what))
+    print_peak(pairs(model, images, target)[method][side])
 
 
 def main() -> None:
@@ -123,7 +104,8 @@ def main() -> None:
         ratio = statistics.median(a for a, _ in times) / statistics.median(b for _, b in times)
         memory = ""
         if not args.no_memory:
-            used = [peak(name, side, args.size, args.batch) / 2**30 for side in (0, 1)]
+            calls = [f"main_peak({name!r}, {side}, {args.size}, {args.batch})" for side in (0, 1)]
+            used = [peak(call, "attribution") / 2**30 for call in calls]
             memory = f"{used[0]:.2f} : {used[1]:.2f} GiB"
         typical = statistics.median(b for _, b in times)
         spread = f"{ratios[0]:.3f} to {ratios[-1]:.3f}"

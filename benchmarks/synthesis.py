@@ -19,17 +19,16 @@ from __future__ import annotations
 import argparse
 import platform
 import statistics
-import subprocess
 import sys
 import time
 import warnings
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 import torchvision
+from memory import peak, print_peak
 from torch import Tensor, nn
 
 from lit_viz.functional.synthesis import (
@@ -183,7 +182,8 @@ def layers(args: argparse.Namespace) -> None:
             ratio, spread, other = compare(*layer_runs(name, layer, args), args)
             memory = ""
             if not args.no_memory:
-                used = [peak(name, layer, side, args) / 2**20 for side in (0, 1)]
+                calls = [f"main_peak({name!r}, {layer!r}, {side}, {args.size}, {min(args.batches)})" for side in (0, 1)]
+                used = [peak(call, "synthesis") / 2**20 for call in calls]
                 memory = f"{used[0]:.0f} : {used[1]:.0f} MiB"
             print(f"| {name}, {layer} | {other / args.steps:.2f} s | {ratio} | {spread} | {memory} |", flush=True)
 
@@ -199,26 +199,9 @@ def units(args: argparse.Namespace) -> None:
         print(f"| {name}, {layer} | {other / args.steps:.2f} s a step | {ratio} | {spread} |", flush=True)
 
 
-def peak(name: str, layer: str, side: int, args: argparse.Namespace) -> int:
-    """Bytes that a process of its own needs on top of the model and the images."""
-    code = f"from synthesis import main_peak; main_peak({name!r}, {layer!r}, {side}, {args.size}, {min(args.batches)})"
-    out = subprocess.run([sys.executable, "-c", code], cwd=sys.path[0], capture_output=True, text=True, check=True)
-    return int(out.stdout.split()[-1])
-
-
 def main_peak(name: str, layer: str, side: int, size: int, batch: int) -> None:
-    warnings.filterwarnings("ignore")
     args = argparse.Namespace(size=size, batches=[batch], steps=3)
-    run = layer_runs(name, layer, args)[side]
-    Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
-    before = _resident("VmRSS")
-    run()
-    print(_resident("VmHWM") - before)
-
-
-def _resident(what: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(what))
+    print_peak(layer_runs(name, layer, args)[side])
 
 
 PARTS = {"steps": steps, "layers": layers, "units": units}
