@@ -109,6 +109,7 @@ class FoolingImages(VisualizationCallback):
                 pixels=look.pixels,
                 score=look.score,
                 progress=look.model.trainer.progress_bar_callback is not None,
+                interruptible=False,
             )
 
     def _classes(self, look: Look) -> Any:

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from lit_viz.errors import UsageError, check_at_least
 from lit_viz.functional.activations import _blocks
+from lit_viz.functional.interruption import until_interrupted
 from lit_viz.functional.scores import Model, Score, check_images
 from lit_viz.functional.synthesis.objectives import ClassScore, Energy, Objective
 from lit_viz.functional.synthesis.optimize import DEAD, NOT_RISEN, SATURATED, Synthesis, optimize
@@ -188,8 +189,8 @@ def deep_dream(
     done: list[Octave] = []
     notes: list[Sequence[str]] = []
     last = detail = base  # the images of the last size that was gone through, and what was added to them
-    interrupted = False
     with (
+        until_interrupted(interruptible) as interrupted,
         untouched(model, seed=seed),
         reading(model, sought.layers, needs_scores=sought.needs_scores, score=score) as read,
     ):
@@ -213,23 +214,19 @@ def deep_dream(
                 "interruptible": interruptible,
             }
             climb = partial(_climbed, model, read, sought, start, plan.tiling, dtype, score)
-            try:
-                with warnings.catch_warnings():
-                    warnings.filterwarnings("ignore", message="dream ")  # told below, once for all sizes
-                    before = climb(settings | {"steps": 0, "progress": False}).objective.cpu()
-                    course = climb(settings)
-            except KeyboardInterrupt:  # while nothing was being changed: what there is stays
-                if not (interruptible and done):
-                    raise
-                interrupted = True
-                break
-            last, detail, interrupted = course.images, course.images - small, course.interrupted
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="dream ")  # told below, once for all sizes
+                before = climb(settings | {"steps": 0, "progress": False}).objective.cpu()
+                if interrupted and done:
+                    break
+                course = climb(settings)
+            last, detail = course.images, course.images - small
             done.append(Octave(size, last.cpu(), before, course.history, course.objective.cpu()))
-            notes.append([_note(*each) for each in zip(course.notes, before, done[-1].objective, strict=True)])
             if on_octave is not None:
                 on_octave(done[-1])
             if interrupted:
-                break
+                break  # and is no fault of an image
+            notes.append([_note(*each) for each in zip(course.notes, before, done[-1].objective, strict=True)])
         whole = plan.sizes[-1]
         made = last if done[-1].size == whole else clip(base + resized(detail, whole), space)
     result = tuple(_worst([one[i] for one in notes]) for i in range(count))
@@ -238,7 +235,7 @@ def deep_dream(
         whom = "" if len(which) == count else f" image {', '.join(which)}:"
         warnings.warn(f"dream:{whom} {note}.", stacklevel=2)
     used = plan.tiling if plan.tiling is not None and any(_is_cut(o.size, plan.tiling) for o in done) else None
-    return Dream(made, tuple(done), result, used, interrupted)
+    return Dream(made, tuple(done), result, used, bool(interrupted))
 
 
 def dream_zoom(
@@ -413,11 +410,10 @@ def _climbed(
     """One octave: in one go, or tile by tile and image by image."""
     if cut is None or not _is_cut((start.shape[2], start.shape[3]), cut):
         return optimize(model, sought, start, score=score, **settings)
-    made: list[Synthesis] = []
-    for i in range(len(start)):
-        stopped = bool(made) and made[-1].interrupted
-        steps = {"steps": 0} if stopped else {}
-        made.append(optimize(Tiled(read, sought, cut, i, dtype), ClassScore(0), start[i : i + 1], **settings | steps))
+    made = [
+        optimize(Tiled(read, sought, cut, i, dtype), ClassScore(0), start[i : i + 1], **settings)
+        for i in range(len(start))
+    ]
     history = torch.full((settings["steps"], len(start)), torch.nan, dtype=torch.float32)
     for i, one in enumerate(made):
         history[: len(one.history), i] = one.history[:, 0]

@@ -14,6 +14,7 @@ from lit_viz.errors import UsageError, check_at_least, check_choice
 from lit_viz.functional.batches import fitting, in_batches
 from lit_viz.functional.classes import two_classes
 from lit_viz.functional.guided import find_activations
+from lit_viz.functional.interruption import Interruption, until_interrupted
 from lit_viz.functional.saliency import scores_and_targets
 from lit_viz.functional.scores import Model, Score, Target, as_float, check_images, probabilities, resolve_target
 from lit_viz.functional.synthesis.optimize import SATURATED, TRAINING
@@ -58,6 +59,7 @@ class Fooling:
         scores_before: (N, K).
         scores_after: (N, K).
         notes: For each image what went wrong, in words with the remedy; empty where nothing did.
+        interrupted: Whether it was stopped by hand, so that this is what had come of it by then.
     """
 
     images: Tensor
@@ -71,6 +73,7 @@ class Fooling:
     scores_before: Tensor
     scores_after: Tensor
     notes: tuple[str, ...]
+    interrupted: bool = False
 
     @property
     def confidence_before(self) -> Tensor:
@@ -97,6 +100,7 @@ def fooling_image(
     batch_size: int | None = None,
     score: Score | None = None,
     progress: bool = False,
+    interruptible: bool = True,
 ) -> Fooling:
     r"""Changes images until a network takes them for a class of your choice.
 
@@ -137,6 +141,7 @@ def fooling_image(
         batch_size: Images in one pass; by default as many as fit 16 of 3×224×224, halved whenever memory runs out.
         score: See `lit_viz.functional.class_scores`.
         progress: Show a progress bar when it takes longer than three seconds.
+        interruptible: Whether Ctrl-C ends it with what there is; otherwise it goes on to whoever called.
 
     Returns:
         The images, and how it went; that an image could not be fooled is said in its note.
@@ -171,7 +176,7 @@ def fooling_image(
     if before.shape[1] == 1:
         score, before = two_classes(score), torch.cat([-before / 2, before / 2], dim=1)
     targets = _targets(before, target)
-    with untouched(model), reading(model, score=score) as read:
+    with until_interrupted(interruptible) as interrupted, untouched(model), reading(model, score=score) as read:
         search = _Search(
             inputs=inputs,
             targets=targets,
@@ -180,6 +185,7 @@ def fooling_image(
             confidence=confidence,
             steps=steps,
             lr=lr,
+            interrupted=interrupted,
             made=torch.zeros(len(images), dtype=torch.int64, device=images.device),
             faults={},
         )
@@ -209,6 +215,7 @@ def fooling_image(
         scores_before=before,
         scores_after=after,
         notes=(),
+        interrupted=bool(interrupted),
     )
     notes = []
     for i in range(len(images)):
@@ -295,6 +302,7 @@ class _Search:
     confidence: float
     steps: int
     lr: float | None
+    interrupted: Interruption
     made: Tensor
     faults: dict[int, str]
     stopped: set[int] = field(default_factory=set)
@@ -330,7 +338,7 @@ class _Search:
             least = 1.0 if self.norm == "linf" else 0.0  # no change that fools is smaller
             enough = size[alive] <= least if self.smallest else ever
             going = ~enough & seen.finite & (ever | ~seen.silent)
-            if step == self.steps or not going.any():
+            if step == self.steps or not going.any() or self.interrupted:
                 break
             keep = going.nonzero()[:, 0]
             alive, delta, whole, epsilon = alive[keep], delta[keep], whole[keep], epsilon[keep]
@@ -493,6 +501,8 @@ def _beyond(images: Tensor, space: PixelSpace) -> Tensor:
 def _failed(found: Fooling, image: int, confidence: float, bound: float | None) -> str:
     """Why an image, for which nothing went wrong, did not fool the network."""
     reached, asked = float(found.confidence_after[image]), f" of the {confidence:g}" if confidence else ""
+    if found.interrupted:
+        return f"stopped by hand: the target has {reached:.2g}{asked} after {int(found.steps[image])} steps"
     more = "more steps" if bound is None else "more steps, a larger bound"
     return (
         f"not fooled: the target has {reached:.2g}{asked} after {int(found.steps[image])} steps; give {more}, another "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import math
+import signal
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -319,12 +320,12 @@ def test_whoever_stops_it_keeps_what_there_is(where: str) -> None:
         nonlocal calls
         calls += 1
         if where == "model" and calls == 14:
-            raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGINT)
         return net(x)
 
     def stop(step: int, images: Tensor) -> None:
         if where == "on_step" and step == 10:
-            raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGINT)
 
     given: dict[str, Any] = {"shape": (3, 12, 12), "steps": 50, "on_step": stop, "batch_size": 1}
     found = made(model, [0, 1], "plain", **given)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import warnings
 from collections.abc import Callable
 from itertools import pairwise
@@ -425,7 +426,7 @@ def test_stopped_by_hand_it_gives_what_there_is(tile: int | None) -> None:
         nonlocal calls
         calls += 1
         if calls == stop_at:
-            raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGINT)
 
     stop_at, ends = 10**9, []
     handle = model[0].register_forward_hook(stop)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import random
+import signal
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -459,3 +460,29 @@ def test_the_smallest_change_that_fools_a_network_of_imagenet(network: Callable[
     assert least.success.all() and (least.l2 < 0.75 * plain.l2).all()
     least = on_lite0(model, images, targets, norm="linf")
     assert least.success.all() and (least.linf <= 3 / 255 + 1e-9).all()
+
+
+@every_way
+def test_ctrl_c_keeps_the_best_that_was_found(way: dict[str, Any]) -> None:
+    """Of two images, one after the other, the second has hardly begun."""
+    net, (images, targets) = classifier(), some_digits(2)
+    whole, passes = fooling_image(net, images, targets, pixels=SPACE, batch_size=1, **way), 0
+    first = fooling_image(net, images[:1], targets[:1], pixels=SPACE, **way)
+    assert torch.equal(whole.eight_bit[:1], first.eight_bit) and not whole.interrupted
+
+    def model(x: Tensor) -> Tensor:
+        nonlocal passes
+        passes += 1
+        if passes == last:
+            signal.raise_signal(signal.SIGINT)
+        return net(x)
+
+    # The first pass tells the classes; the smallest change takes all steps, others as many as they need.
+    last = 1 + (100 if "bound" not in way and way else int(whole.steps[0])) + 1 + 2
+    found = fooling_image(model, images, targets, pixels=SPACE, batch_size=1, **way)
+    assert found.interrupted and bool(found.success[0]) and not bool(found.success[1])
+    assert torch.equal(found.eight_bit[:1], first.eight_bit) and found.steps.tolist() == [int(first.steps[0]), 1]
+    assert found.notes[0] == "" and "stopped by hand" in found.notes[1] and "after 1 steps" in found.notes[1]
+    passes = 0
+    with pytest.raises(KeyboardInterrupt):
+        fooling_image(model, images, targets, pixels=SPACE, batch_size=1, interruptible=False, **way)

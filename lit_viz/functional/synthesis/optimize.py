@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 from lit_viz.errors import UsageError, check_at_least
 from lit_viz.functional.batches import fitting, in_batches
 from lit_viz.functional.guided import find_activations
+from lit_viz.functional.interruption import Interruption, until_interrupted
 from lit_viz.functional.scores import Model, Score
 from lit_viz.functional.synthesis.objectives import Objective
 from lit_viz.functional.synthesis.optimizers import MakeOptimizer
@@ -155,6 +156,7 @@ def optimize(
         )
     mixed = torch.is_autocast_enabled(start.device.type)
     with (
+        until_interrupted(interruptible) as interrupted,
         untouched(model, seed=seed),
         # Mixed precision is for the network alone: images would be left with the 8 bits of bfloat16.
         torch.autocast(start.device.type, enabled=False) if mixed else nullcontext(),
@@ -182,7 +184,7 @@ def optimize(
             on_step=on_step,
             snapshot_every=snapshot_every,
             seed=seed,
-            interruptible=interruptible,
+            interrupted=interrupted,
             course=course,
             bar=bar,
         )
@@ -208,7 +210,7 @@ def optimize(
             for step, images in sorted(course.snapshots.items())
             if len(images) == count
         ),
-        interrupted=course.interrupted,
+        interrupted=bool(interrupted),
     )
 
 
@@ -224,7 +226,6 @@ class _Course:
         self.dead = torch.zeros(count, dtype=torch.bool)  # whether ReLUs are why
         self.scores: dict[int, Tensor] = {}
         self.snapshots: dict[int, dict[int, Tensor]] = {}
-        self.interrupted = False
 
     def note(self, image: int) -> str:
         """What went wrong with an image."""
@@ -237,6 +238,10 @@ class _Course:
         if not (torch.isfinite(history).all() and torch.isfinite(last)):
             return NOT_FINITE
         return "" if last > before else NOT_RISEN
+
+
+class _AmidSearch(Exception):
+    """Whoever waits for the end does not wait for that of a line search."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -256,13 +261,13 @@ class _Ascent:
     on_step: Callable[[int, Tensor], bool | None] | None
     snapshot_every: int | None
     seed: int
-    interruptible: bool
+    interrupted: Interruption
     course: _Course
     bar: tqdm
 
     def run(self, start: Tensor, which: Tensor) -> Tensor:
         """From where a batch starts to where it ends, (n, …) both."""
-        if self.course.interrupted:
+        if self.interrupted:
             return start
         shown = self.bar.n
         try:
@@ -275,15 +280,7 @@ class _Ascent:
         history: list[Tensor] = []
         lost = torch.zeros(len(values), dtype=torch.int64, device=values.device)
         start = values.detach().clone()
-        kept = start.clone() if self.interruptible else None
-        try:
-            self._climb(values, which, history, lost, kept)
-        except KeyboardInterrupt:
-            if kept is None:
-                raise
-            self.course.interrupted = True
-            with torch.no_grad():
-                values.copy_(kept)  # a line search may be amidst its tries
+        self._climb(values, which, history, lost)
         rows = which.cpu()
         if bool((2 * lost > len(history)).any()):
             generator = torch.Generator().manual_seed(self.seed % 2**63)
@@ -310,17 +307,21 @@ class _Ascent:
                 reading = self.read(images, which)
                 return reading, self.objective(reading).float().cpu()
 
-    def _climb(self, values: Tensor, which: Tensor, history: list[Tensor], lost: Tensor, kept: Tensor | None) -> None:
+    def _climb(self, values: Tensor, which: Tensor, history: list[Tensor], lost: Tensor) -> None:
         """All steps of a batch, in place; tells the objective before each, and counts those without gradient."""
         generator = torch.Generator().manual_seed(self.seed % 2**63)
         optimizer = self.make_optimizer([values])
-        if isinstance(optimizer, torch.optim.LBFGS) and len(values) > 1:
+        searches = isinstance(optimizer, torch.optim.LBFGS)
+        if searches and len(values) > 1:
             raise UsageError("L-BFGS has one line search for all that it optimises: take batch_size=1.")
         for step in range(self.steps):
             drawn = generator.get_state()
+            kept = values.detach().clone() if searches else None
             first: list[tuple[Tensor, Tensor]] = []  # objective and gradient; a line search asks several times
 
             def closure(step: int = step, drawn: Tensor = drawn, first: list[Any] = first) -> Tensor:
+                if self.interrupted and first:
+                    raise _AmidSearch
                 generator.set_state(drawn)  # … and compares like with like
                 objective, total, gradient, size = self._gradient(values, which, generator)
                 if step < REDIRECTED and bool((size == 0).any()):
@@ -336,18 +337,22 @@ class _Ascent:
                 values.grad = -gradient
                 return -total
 
-            optimizer.step(closure)
+            try:
+                optimizer.step(closure)
+            except _AmidSearch:
+                assert kept is not None
+                with torch.no_grad():
+                    values.copy_(kept)
+                return
             with torch.no_grad():
                 for constraint in self.constraints:
                     constraint(values, first[0][1], step)
                 self.parameterization.project(values)
-                if kept is not None:
-                    kept.copy_(values)
             history.append(first[0][0])
             self.bar.update(len(values))
             if not self.bar.disable and step % 10 == 0:
                 self.bar.set_postfix(objective=f"{first[0][0].mean().item():.4g}", refresh=False)
-            if self._shown(step + 1, values, which):
+            if self._shown(step + 1, values, which) or self.interrupted:
                 return
 
     def _gradient(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import signal
 import sys
 import warnings
 import weakref
@@ -448,21 +449,21 @@ def test_on_step_ends_a_batch_early() -> None:
 
 
 class Pressed(nn.Module):
-    """Ctrl-C in a given pass."""
+    """Ctrl-C in given passes."""
 
-    def __init__(self, at: int) -> None:
+    def __init__(self, *at: int) -> None:
         super().__init__()
         self.inner, self.at, self.passes = Linear(), at, 0
 
     def forward(self, x: Tensor) -> Tensor:
         self.passes += 1
-        if self.passes == self.at:
-            raise KeyboardInterrupt
+        if self.passes in self.at:
+            signal.raise_signal(signal.SIGINT)
         return self.inner(x)
 
 
 def test_ctrl_c_keeps_what_there_is() -> None:
-    x, model = images(4), Pressed(at=2 + 3 + 1)  # after three steps of the first batch
+    x, model = images(4), Pressed(2 + 3)  # in the third step of the first batch
     result = optimize(model, ClassScore(1), x, make_optimizer=PLAIN, steps=9, batch_size=2)
     weight = model.inner.weight.detach()[1]
     torch.testing.assert_close(result.images[:2], x[:2] + 0.3 * weight)
@@ -473,10 +474,32 @@ def test_ctrl_c_keeps_what_there_is() -> None:
 
 
 def test_ctrl_c_goes_on_to_whoever_called_where_that_is_wanted() -> None:
-    model = Pressed(at=6)
+    model = Pressed(6)
     with pytest.raises(KeyboardInterrupt):
         optimize(model, ClassScore(1), images(), steps=9, interruptible=False)
     assert not any(m._forward_hooks for m in model.modules()) and model.inner.weight.requires_grad
+
+
+@pytest.mark.parametrize("at", [12, 13, 22])
+def test_ctrl_c_loses_nothing_where_results_are_told(at: int) -> None:
+    """In the pass over the finished images of a batch, the first one of the next, and the last of all."""
+    x = images(4)
+    result = optimize(Pressed(at), ClassScore(1), x, make_optimizer=PLAIN, steps=9, batch_size=2, snapshot_every=9)
+    weight = Linear().weight.detach()[1]
+    steps = {12: 0, 13: 1, 22: 9}[at]
+    torch.testing.assert_close(result.images[:2], x[:2] + 0.9 * weight)
+    torch.testing.assert_close(result.images[2:], x[2:] + 0.1 * steps * weight)
+    assert result.interrupted and torch.isfinite(result.objective[:2]).all()
+    assert torch.isfinite(result.history).sum(dim=0).tolist() == [9, 9, steps, steps]
+
+
+def test_ctrl_c_twice_stops_at_once() -> None:
+    model = Pressed(5, 6)
+    before = signal.getsignal(signal.SIGINT)
+    # Whoever made a line search hang has to have a way out.
+    with pytest.raises(KeyboardInterrupt):
+        optimize(model, ClassScore(1), images(4), make_optimizer=PLAIN, steps=9, batch_size=2)
+    assert signal.getsignal(signal.SIGINT) is before and model.passes == 6
 
 
 @pytest.mark.parametrize("at", range(6, 18))
