@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import pickle
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,51 @@ class Decoder(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.code_shape} to {self.image_shape}"
+
+
+class Discriminator(nn.Module):
+    """Tells images from what a decoder makes of their codes, given the codes: one logit an image, high for images.
+
+    Convolutions of stride 2 halve the image until its shorter side is below 8 px; there the code joins, maps place by
+    place and vectors everywhere. No layer looks at other images of the batch, or draws at random.
+
+    Args:
+        code_shape: (D,), or (C, h, w).
+        image_shape: (C, H, W), any size.
+        width: Channels after the first convolution; twice as many after the second, and so on up to eight times.
+
+    >>> Discriminator((10,), (1, 28, 20), width=4)(torch.zeros(2, 1, 28, 20), torch.zeros(2, 10)).shape
+    torch.Size([2])
+    """
+
+    def __init__(self, code_shape: Sequence[int], image_shape: Sequence[int], *, width: int = 32) -> None:
+        super().__init__()
+        channels, *sides = image_shape
+        widths, sizes = [channels], [tuple(sides)]
+        while min(sizes[-1]) >= 2 * _FIRST:
+            sizes.append((sizes[-1][0] // 2, sizes[-1][1] // 2))
+            widths.append(width * min(8, 2 ** (len(sizes) - 2)))
+        self.size, last = sizes[-1], max(width, widths[-1])
+        # The kernel is a multiple of the stride, or its gradient would put a checkerboard into the images.
+        self.blocks = nn.Sequential(
+            *(
+                nn.Sequential(nn.Conv2d(before, after, 4, stride=2, padding=1), nn.LeakyReLU(0.2))
+                for before, after in pairwise(widths)
+            )
+        )
+        # Codes come at any scale.
+        self.code = nn.Sequential(nn.Conv2d(code_shape[0], last, 1), nn.GroupNorm(1, last))
+        self.joined = nn.Sequential(
+            nn.Conv2d(widths[-1] + last, last, 3, padding=1),
+            nn.LeakyReLU(0.2),
+            nn.Flatten(),
+            nn.Linear(last * math.prod(self.size), 1),
+        )
+
+    def forward(self, colors: Tensor, codes: Tensor) -> Tensor:
+        """Colours (n, C, H, W) in [0, 1] and codes (n, *code_shape) to logits (n,)."""
+        code = F.adaptive_avg_pool2d(self.code(codes if codes.dim() == 4 else codes[:, :, None, None]), self.size)
+        return self.joined(torch.cat([self.blocks(2 * colors - 1), code], dim=1)).squeeze(1)
 
 
 def load_decoder(path: str | Path, space: PixelSpace) -> Code:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -27,9 +26,12 @@ SEEDS = 3
 CLASSES = list(range(10))
 
 
-@pytest.fixture(scope="module")
-def code(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Code]:
-    """Of a decoder that inverts the features of the classifier of digits."""
+def digit_decoder(file: Path) -> tuple[Code, dict[str, Tensor]]:
+    """Trains a decoder that inverts the features of the classifier of digits, and what was measured of it.
+
+    Args:
+        file: Where its checkpoint goes.
+    """
     data, epochs = digits(), 10
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     with isolated_rng(), warnings.catch_warnings():
@@ -56,11 +58,16 @@ def code(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Code]:
         )
         train = DataLoader(TensorDataset(data.train), batch_size=64, shuffle=True)
         run.fit(module, train, DataLoader(TensorDataset(data.held_out), batch_size=180))
-    assert run.callback_metrics["val_pixel_ratio"] < 0.25
-    assert run.callback_metrics["val_label_kept"] > 0.94
-    file: Path = tmp_path_factory.mktemp("decoder") / "digits.ckpt"
     run.save_checkpoint(file)
-    yield load_decoder(file, SPACE)
+    return load_decoder(file, SPACE), run.callback_metrics
+
+
+@pytest.fixture(scope="module")
+def code(tmp_path_factory: pytest.TempPathFactory) -> Code:
+    decoder, metrics = digit_decoder(tmp_path_factory.mktemp("decoder") / "digits.ckpt")
+    assert metrics["val_pixel_ratio"] < 0.25
+    assert metrics["val_label_kept"] > 0.94
+    return decoder
 
 
 def flat(images: Tensor) -> Tensor:

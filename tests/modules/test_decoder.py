@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import copy
+import math
+import os
+import subprocess
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,10 +16,12 @@ import pytest
 import torch
 import torchvision
 from lightning import Trainer, seed_everything
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.lr_scheduler import StepLR
 from torch.utils.data import DataLoader
 
 from lit_viz.cli import main
@@ -25,7 +31,8 @@ from lit_viz.modules.decoder import Moments, _middle
 from lit_viz.networks import SmallCNN, load_decoder
 from lit_viz.pixels import PixelSpace
 
-CONFIG = Path(__file__).parents[2] / "configs" / "decoder.yaml"
+ROOT = Path(__file__).parents[2]
+CONFIG = ROOT / "configs" / "decoder.yaml"
 MEAN, STD = (0.4, 0.5, 0.6), (0.25, 0.2, 0.3)
 SPACE = PixelSpace(MEAN, STD)
 
@@ -91,7 +98,7 @@ def test_the_loss_is_what_its_formula_says() -> None:
         true, got = codes_of(net, x, layer), codes_of(net, made.detach(), layer)
         expected = expected + (true - got).square().sum() / true.square().sum()
     assert one.mid_layer == "relu2"
-    torch.testing.assert_close(one._compared(x)[2], expected)
+    torch.testing.assert_close(one._compared(x).loss, expected)
     torch.testing.assert_close(one(x), made)
 
 
@@ -280,6 +287,213 @@ def test_vectors_maps_and_tokens(layer: str) -> None:
     assert torch.isfinite(run.callback_metrics["val_loss"])
 
 
+class Brightness(nn.Module):
+    """A discriminator that is known: a x̄ + b c̄, with the means of the colours and of the code."""
+
+    def __init__(self, a: float, b: float) -> None:
+        super().__init__()
+        self.a, self.b = nn.Parameter(torch.tensor(a)), nn.Parameter(torch.tensor(b))
+
+    def forward(self, colors: Tensor, codes: Tensor) -> Tensor:
+        return self.a * colors.flatten(1).mean(dim=1) + self.b * codes.flatten(1).mean(dim=1)
+
+
+def prepared(**changes: Any) -> FeatureDecoder:
+    """A module with its networks, before its first step."""
+    one = module(**{"adversarial_weight": 0.5} | changes)
+    trainer(max_epochs=0).fit(one, loader())
+    return one
+
+
+def weights(part: nn.Module | None) -> list[Tensor]:
+    assert part is not None
+    return [value.detach().clone() for value in part.parameters()]
+
+
+def equal(some: list[Tensor], others: list[Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(some, others, strict=True))
+
+
+def test_without_adversarial_loss_there_is_no_discriminator() -> None:
+    one, other = prepared(adversarial_weight=0.0), prepared()
+    assert one.discriminator is None and not any("discriminator" in name for name in one.state_dict())
+    assert other.discriminator is not None and equal(weights(one.decoder), weights(other.decoder))
+    assert len(one.configure_optimizers().param_groups[0]["params"]) == len(weights(one.decoder))
+    run = trainer()
+    run.fit(one, loader())
+    assert "train_loss" in run.logged_metrics and "train_adversarial" not in run.logged_metrics
+
+
+def test_the_adversarial_losses_are_what_their_formulas_say() -> None:
+    one, a, b, x = prepared(), 3.0, -2.0, images(5)
+    one.discriminator = Brightness(a, b)
+    found = one._compared(x)
+    adversarial, discriminator = one._duel(found, x)
+
+    def p(colors: Tensor, codes: Tensor) -> list[float]:
+        logits = [a * float(x.mean()) + b * float(c.mean()) for x, c in zip(colors, codes, strict=True)]
+        return [1 / (1 + math.exp(-logit)) for logit in logits]
+
+    real, made = p(SPACE.to_color(x), found.codes), p(found.colors, found.codes)
+    assert float(adversarial) == pytest.approx(-sum(math.log(v) for v in made) / 5, rel=1e-4)
+    expected = -sum(math.log(v) + math.log(1 - w) for v, w in zip(real, made, strict=True)) / 5
+    assert float(discriminator) == pytest.approx(expected, rel=1e-4)
+    one.discriminator = Brightness(0.0, 0.0)  # can't tell them apart
+    assert [float(v) for v in one._duel(found, x)] == pytest.approx([math.log(2), 2 * math.log(2)])
+
+
+def test_each_has_gradients_of_its_own_loss_alone() -> None:
+    one, x = prepared(), images(5)
+    assert one.decoder is not None and one.discriminator is not None
+    parts = [list(one.decoder.parameters()), list(one.discriminator.parameters())]
+    for loss, (own, other) in ((0, parts), (1, parts[::-1])):
+        found = one._duel(one._compared(x), x)[loss]
+        gradients = torch.autograd.grad(found, own + other, allow_unused=True)
+        assert all(g is not None for g in gradients[: len(own)])
+        assert sum(float(g.abs().sum()) for g in gradients[: len(own)]) > 0
+        assert all(g is None for g in gradients[len(own) :])
+
+
+def test_a_step_follows_both_losses() -> None:
+    """Against gradients taken apart, by plain gradient descent."""
+    one, x = prepared(optimizer=lambda p: torch.optim.SGD(p, lr=0.1)), images(5)
+    reference = copy.deepcopy(one)
+    reference.decoder.train()
+    found = reference._compared(x)
+    adversarial, discriminator = reference._duel(found, x)
+    expected = []
+    for part, loss in ((reference.decoder, found.loss + 0.5 * adversarial), (reference.discriminator, discriminator)):
+        own = list(part.parameters())
+        steps = torch.autograd.grad(loss, own, retain_graph=True)
+        expected += [p.detach() - 0.1 * g for p, g in zip(own, steps, strict=True)]
+    run = trainer()
+    run.fit(one, loader(5))
+    torch.testing.assert_close(weights(one.decoder) + weights(one.discriminator), expected, rtol=1e-4, atol=1e-6)
+    assert float(run.logged_metrics["train_adversarial"]) == pytest.approx(float(adversarial), rel=1e-4)
+    assert float(run.logged_metrics["train_discriminator"]) == pytest.approx(float(discriminator), rel=1e-4)
+    assert float(run.logged_metrics["train_loss"]) == pytest.approx(float(found.loss), rel=1e-4)
+
+
+class Steps(Callback):
+    """Which of the two moved in each step; `losses` are taken for those of its batches, if given."""
+
+    def __init__(self, losses: list[list[tuple[float, float]]] | None = None) -> None:
+        self.losses, self.moved, self.batches = losses, list[tuple[bool, bool]](), list[int]()
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: Any, optimizer: Any) -> None:
+        self.batches.append(len(pl_module._duels))
+        if self.losses is not None:
+            pl_module._duels[:] = [torch.tensor(pair) for pair in self.losses[len(self.moved)]]
+        self.before = weights(pl_module.decoder), weights(pl_module.discriminator)
+
+    def on_before_zero_grad(self, trainer: Trainer, pl_module: Any, optimizer: Any) -> None:
+        self._note(pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
+        self._note(pl_module)
+
+    def _note(self, one: Any) -> None:
+        if len(self.moved) < len(self.batches):
+            after = weights(one.decoder), weights(one.discriminator)
+            self.moved.append(tuple(not equal(a, b) for a, b in zip(self.before, after, strict=True)))
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_discriminator_that_wins_by_too_much_waits(accumulate: int) -> None:
+    """In spite of Adam's momentum; judged over all batches of a step."""
+    losses = [[(1.0, 1.0)], [(1.0, 0.099)], [(1.0, 0.101)], [(9.0, 0.2)]]
+    if accumulate == 2:
+        losses = [[(1.0, 1.0)] * 2, [(1.0, 0.12), (1.0, 0.07)], [(1.0, 0.12), (1.0, 0.09)], [(2.0, 0.0)] * 2]
+    steps = Steps(losses)
+    one, data = module(adversarial_weight=0.5), loader(20 * accumulate)
+    run = trainer(callbacks=[steps], accumulate_grad_batches=accumulate)
+    run.fit(one, data)
+    assert run.global_step == 4 and steps.batches == [accumulate] * 4
+    assert steps.moved == [(True, True), (True, False), (True, True), (True, False)]
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+def test_adversarial_in_bfloat16(precision: str) -> None:
+    one, steps = module(adversarial_weight=0.5), Steps()
+    run = trainer(precision=precision, callbacks=[steps])
+    run.fit(one, loader(10), loader(3))
+    assert steps.moved == [(True, True)] * 2
+    assert all(torch.isfinite(value) for value in run.callback_metrics.values())
+
+
+def test_one_schedule_for_both() -> None:
+    schedule = {"optimizer": lambda p: torch.optim.SGD(p, 0.1), "lr_scheduler": lambda o: StepLR(o, 1, gamma=0.0)}
+    one, steps = module(adversarial_weight=0.5, **schedule), Steps()
+    trainer(max_epochs=2, callbacks=[steps]).fit(one, loader(5))
+    assert steps.moved == [(True, True), (False, False)]
+
+
+def test_an_adversarial_run_goes_on_as_if_never_stopped(tmp_path: Path) -> None:
+    schedule = {"lr_scheduler": lambda optimizer: StepLR(optimizer, 1, gamma=0.5)}
+    straight, first, second = trainer(max_epochs=4), trainer(max_epochs=2), trainer(max_epochs=4)
+    # Networks start from the generator as each run finds it.
+    straight.fit(whole := module(adversarial_weight=0.5, **schedule), loader())
+    first.fit(half := module(adversarial_weight=0.5, **schedule), loader())
+    first.save_checkpoint(tmp_path / "half.ckpt")
+    rest = module(adversarial_weight=0.5, **schedule)
+    torch.manual_seed(99)
+    second.fit(rest, loader(), ckpt_path=tmp_path / "half.ckpt", weights_only=True)
+    assert any(name.startswith("discriminator.") for name in whole.state_dict())
+    assert not equal(weights(half.discriminator), weights(whole.discriminator))
+    assert all(torch.equal(value, rest.state_dict()[name]) for name, value in whole.state_dict().items())
+    one, other = (run.optimizers[0].state_dict()["state"] for run in (straight, second))
+    assert len(one) == len(weights(whole.decoder)) + len(weights(whole.discriminator))
+    assert all(torch.equal(v, other[i][name]) for i, state in one.items() for name, v in state.items())
+
+
+def test_the_discriminator_is_for_training_only(tmp_path: Path) -> None:
+    one, plain = module(adversarial_weight=0.5), module()
+    run, without = trainer(), trainer()
+    run.fit(one, loader(), loader(3, seed=1))
+    without.fit(plain, loader())
+    run.save_checkpoint(tmp_path / "duel.ckpt")
+    without.save_checkpoint(tmp_path / "plain.ckpt")
+    x = images(3, seed=5)
+    expected, codes = SPACE.to_color(one.eval()(x)), codes_of(one.classifier, x)
+    code = load_decoder(tmp_path / "duel.ckpt", SPACE)
+    torch.testing.assert_close(SPACE.to_color(code.images(codes)), expected, rtol=1e-4, atol=1e-5)
+    for weight in (0.0, 0.5):
+        for file, ratio in (("duel", run.callback_metrics["val_pixel_ratio"]), ("plain", None)):
+            tested = module(adversarial_weight=weight)
+            path = tmp_path / f"{file}.ckpt"
+            result = trainer().validate(tested, loader(3, seed=1), ckpt_path=path, verbose=False, weights_only=True)
+            assert ratio is None or result[0]["val_pixel_ratio"] == pytest.approx(float(ratio), rel=1e-4)
+    with pytest.raises(UsageError, match=r"trained with an adversarial loss: to go on, .* above 0"):
+        trainer(max_epochs=2).fit(module(), loader(), ckpt_path=tmp_path / "duel.ckpt", weights_only=True)
+    with pytest.raises(UsageError, match=r"trained without an adversarial loss: to go on, .* of 0"):
+        other = module(adversarial_weight=0.5)
+        trainer(max_epochs=2).fit(other, loader(), ckpt_path=tmp_path / "plain.ckpt", weights_only=True)
+
+
+@pytest.mark.ddp
+def test_adversarial_on_two_processes(tmp_path: Path) -> None:
+    """Both hold the same weights, and wait at the same steps, whatever each alone would do."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command += ["-m", "tests.modules.test_decoder", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, env=env, timeout=300, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+    found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+    assert [one["moved"] for one in found] == [[(True, True), (True, False), (True, True)]] * 2
+    for part in ("decoder", "discriminator"):
+        assert equal(found[0][part], found[1][part])
+
+
+def on_one_of_two_processes(folder: Path) -> None:
+    # Together 0.55, 0.095 and 0.105; alone they would disagree at each step.
+    rank = int(os.environ["RANK"])
+    losses = [[(1.0, (0.09, 1.01)[rank])], [(1.0, (0.12, 0.07)[rank])], [(1.0, (0.13, 0.08)[rank])]]
+    one, steps = module(adversarial_weight=0.5), Steps(losses)
+    trainer(strategy="ddp", devices=2, callbacks=[steps]).fit(one, loader(30))
+    state = {part: weights(getattr(one, part)) for part in ("decoder", "discriminator")}
+    torch.save({"moved": steps.moved, **state}, folder / f"{rank}.pt")
+
+
 def test_usage_errors() -> None:
     with pytest.raises(UsageError, match="no layer 'relu9'"):
         module(layer="relu9")
@@ -289,6 +503,8 @@ def test_usage_errors() -> None:
         module(num_images=0)
     with pytest.raises(UsageError, match="pixel_weight"):
         module(pixel_weight=-1.0)
+    with pytest.raises(UsageError, match="adversarial_weight"):
+        module(adversarial_weight=-1.0)
     with pytest.raises(UsageError, match="there is no decoder yet"):
         trainer().validate(module(), loader(), verbose=False)
     with pytest.raises(UsageError, match="there is no decoder yet"):
@@ -328,3 +544,7 @@ def test_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     (file,) = (tmp_path / "runs" / "decoder").rglob("*.ckpt")
     code = load_decoder(file, PixelSpace((0.5,), (0.25,)))
     assert code.mean.shape == (16, 8, 8) and code.images(code.noise(2, seed=0)).shape == (2, 3, 64, 64)
+
+
+if __name__ == "__main__":
+    on_one_of_two_processes(Path(sys.argv[1]))

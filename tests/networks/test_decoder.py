@@ -1,4 +1,4 @@
-"""The decoder's shapes, no checkerboard, and files that are none."""
+"""Shapes of the decoder and the discriminator, no checkerboard, and files that are none."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_viz.errors import UsageError
-from lit_viz.networks import Decoder, load_decoder
+from lit_viz.networks import Decoder, Discriminator, load_decoder
 from lit_viz.networks.decoder import FORMAT
 from lit_viz.pixels import PixelSpace
 
@@ -65,6 +65,39 @@ def test_shapes_that_are_none() -> None:
         Decoder((3,), (8, 8))
     with pytest.raises(UsageError, match=r"takes codes \(3,\), but got \(4,\)"):
         Decoder((3,), (3, 8, 8), width=1)(torch.zeros(1, 4))
+
+
+@pytest.mark.parametrize(
+    ("code", "image", "size"),
+    [
+        ((6,), (1, 28, 28), (7, 7)),
+        ((6,), (1, 32, 32), (4, 4)),
+        ((5, 8, 8), (3, 64, 64), (4, 4)),
+        ((5, 2, 9), (3, 64, 64), (4, 4)),
+        ((4, 7, 7), (3, 224, 224), (7, 7)),
+        ((4, 56, 56), (3, 224, 224), (7, 7)),
+        ((6,), (3, 33, 17), (8, 4)),
+        ((1,), (1, 3, 2), (3, 2)),
+    ],
+)
+def test_a_discriminator_looks_at_image_and_code(
+    code: tuple[int, ...], image: tuple[int, int, int], size: tuple[int, int]
+) -> None:
+    torch.manual_seed(0)
+    judge = Discriminator(code, image, width=2)
+    colors, codes = torch.rand(3, *image), torch.randn(3, *code)
+    state = torch.get_rng_state()
+    logits = judge(colors, codes)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert logits.shape == (3,) and judge.size == size
+    torch.testing.assert_close(judge(colors[1:2], codes[1:2]), logits[1:2])  # images don't influence each other
+    torch.testing.assert_close(judge(colors, 1000 * codes), judge(colors, 2000 * codes), rtol=0.1, atol=0.01)
+    for values in (colors, codes):
+        values.requires_grad_()
+    seen = torch.autograd.grad(judge(colors, codes).sum(), [colors, codes])
+    assert (seen[0].flatten(2).abs().sum(dim=2) > 0).all()
+    assert code == (1,) or (seen[1].flatten(1).abs().sum(dim=1) > 0).all()
+    assert (seen[0] != 0).all(dim=1).sum() > 0.9 * (seen[0] != 0).all(dim=1).numel()
 
 
 def checkpoint(**changes: Any) -> dict[str, Any]:
