@@ -76,8 +76,10 @@ class Recipe:
         jitter: Largest shift before a step, as a share of the shorter side.
         scales: Factors of size of which one is taken before a step.
         degrees: Largest angle by which it is turned before a step.
-        discriminate: Weight of the logarithm of the probability beside the score, for targets given as class indices:
-            it moves the image away from classes that are as likely, and is nothing where there are none.
+        discriminate: Weight of the log-odds beside the score, for targets given as class indices: they move the image
+            away from the classes that are likeliest beside its own.
+        settle: Share of all steps, the last ones, that take the image as it is: without changes at random, which make
+            it good on average, and without decay.
 
     Raises:
         UsageError: For what is out of range or has no meaning together.
@@ -101,6 +103,7 @@ class Recipe:
     scales: tuple[float, ...] = (1.0,)
     degrees: float = 0.0
     discriminate: float = 0.0
+    settle: float = 0.0
 
     def __post_init__(self) -> None:
         check_choice("parameterization", self.parameterization, ("pixel", "fourier", "code"))
@@ -111,8 +114,9 @@ class Recipe:
         for name in ("noise", "falloff", "l2", "tv", "discriminate"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UsageError(f"{name} must be at least 0, got {getattr(self, name)}.")
-        if not 0 <= self.jitter <= 1:
-            raise UsageError(f"jitter is a share of the shorter side, from 0 to 1; got {self.jitter}.")
+        for name, what in (("jitter", "the shorter side"), ("settle", "all steps")):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UsageError(f"{name} is a share of {what}, from 0 to 1; got {getattr(self, name)}.")
         # The rest is checked by what it is for.
         Decay(self.decay)
         Blur(self.blur, every=self.blur_every)
@@ -151,6 +155,7 @@ RECIPES: dict[str, Recipe] = {
         scales=(0.9, 1.0, 1.1, 1.2, 1.4),
         degrees=10.0,
         discriminate=1.0,
+        settle=0.25,
     ),
     "small": Recipe(
         "fourier",
@@ -164,6 +169,7 @@ RECIPES: dict[str, Recipe] = {
         scales=(0.95, 1.0, 1.05),
         degrees=5.0,
         discriminate=1.0,
+        settle=0.25,
     ),
     "dgn-am": Recipe("code", lr=0.1, final_lr=0.0, steps=60),
 }
@@ -274,7 +280,7 @@ def activation_maximization(
     settings = settings if steps is None else replace(settings, steps=steps)
     objective = given
     if given is not target and settings.discriminate:
-        objective = given + settings.discriminate * ClassScore(target, of="log_probability")
+        objective = given + settings.discriminate * ClassScore(target, of="log_odds")
     grey = grey_of(pixels, shape[0])
     std = per_channel(pixels.std, shape[0], grey)
     parameterization: Parameterization = decoder or (
@@ -289,6 +295,7 @@ def activation_maximization(
         make_optimizer=_optimizer(settings, values, std if decoder is None else decoder.std),
         steps=settings.steps,
         transforms=_transforms(settings, shape),
+        settle=round(settings.settle * settings.steps),
         penalties=_penalties(settings, grey, std),
         constraints=_constraints(settings, grey),
         on_step=on_step,
@@ -437,8 +444,9 @@ def _penalties(settings: Recipe, grey: Tensor, std: Tensor) -> list[tuple[float,
 
 def _constraints(settings: Recipe, grey: Tensor) -> list[Constraint]:
     center = grey if settings.parameterization == "pixel" else 0.0  # of a spectrum, that is grey
+    decay, settling = Decay(settings.decay, center=center), settings.steps - round(settings.settle * settings.steps)
     steps = [
-        (settings.decay, lambda: Decay(settings.decay, center=center)),
+        (settings.decay, lambda: lambda x, gradient, step: decay(x, gradient, step) if step < settling else None),
         (settings.blur, lambda: Blur(settings.blur, every=settings.blur_every)),
         (settings.clip_norm, lambda: ClipSmallNorm(settings.clip_norm, center=center)),
         (settings.clip_contribution, lambda: ClipSmallContribution(settings.clip_contribution, center=center)),

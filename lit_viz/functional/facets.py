@@ -18,7 +18,7 @@ from lit_viz.functional.batches import fitting
 from lit_viz.functional.embedding import check_features, pca
 from lit_viz.functional.scores import Model, Score, check_images, class_scores
 from lit_viz.functional.synthesis import ClassScore, Objective, Pixels, Synthesis, optimize
-from lit_viz.functional.synthesis.parameterizations import per_channel
+from lit_viz.functional.synthesis.parameterizations import color_covariance, per_channel
 from lit_viz.functional.tsne import Engine, tsne
 from lit_viz.guard import untouched
 from lit_viz.layers import as_maps, capture, find_layer, head_of
@@ -233,7 +233,7 @@ STEPS = sum(stage.steps for stage in _STAGES)
 JITTER = 1 / 16  # of the side, by which images are shifted at most
 SCALING, DEGREES = 1.1, 8.0  # at most, before a step
 FALLOFF = 1.5  # power of the frequency by which a step is weaker
-CHROMA = 0.2  # how far a step changes hues, as a share of how far it changes brightness
+SETTLING = 0.1  # share of the steps, the last ones, that see the image as it is
 RADIUS = (0.2, 0.6)  # standard deviation of the drawing's weight, as a share of half the side, growing
 BIASED = 1.6  # how much longer steps are where only the middle is drawn
 ITERATIONS = 10  # of the denoising after each step
@@ -258,7 +258,7 @@ def facet_images(
     r"""An image that excites the target for each facet, by gradient ascent from the facet's mean image.
 
     $$x \leftarrow \operatorname{prox}_{\lambda \mathrm{TV}}\!\left(x + \eta\, m \odot g / \overline{|g|}\right),
-    \quad g = S\,\nabla_x \bigl(s_t + \log p_t\bigr)(T(x))$$
+    \quad g = S\,\nabla_x \Bigl(s_t + \log \tfrac{p_t}{1 - p_t}\Bigr)(T(x))$$
 
     After Nguyen, Yosinski & Clune, *Multifaceted Feature Visualization* (2016). Each step is followed by a denoising,
     see `tv_denoised`. There are four stages, in the paper's shares of the steps: 190 on the whole image; 150 on the
@@ -268,8 +268,10 @@ def facet_images(
     the image; without it m is 1.
 
     For networks that came after the paper, to which pixels alone are noise, T also turns and scales the image a little,
-    and S gives the gradient the spectrum and the colours of photographs. Lengths and smoothing are relative to the
-    shorter side, so that the same settings suit images of any size. Fewer steps than the paper's 370 are longer ones.
+    up to the last tenth of the steps, and S gives the gradient the spectrum and the colours of photographs: hues change
+    as much less than brightness as they do there, or the image would turn red and green. Lengths and smoothing are
+    relative to the shorter side, so that the same settings suit images of any size. Fewer steps than the paper's 370
+    are longer ones.
 
     Args:
         model: Maps (N, C, H, W) to (N, K) scores; with `score`, to anything. Left as it was found.
@@ -298,9 +300,7 @@ def facet_images(
     start = check_images(facets.means if isinstance(facets, Facets) else facets)
     pixels = pixels or pixel_space_of(model) or guess_pixel_space(start)
     # The score alone may fall behind that of another class.
-    objective = (
-        target if isinstance(target, Objective) else ClassScore(target) + ClassScore(target, of="log_probability")
-    )
+    objective = target if isinstance(target, Objective) else ClassScore(target) + ClassScore(target, of="log_odds")
     drawing = _Drawing(start, pixels, steps, center_biased)
     return optimize(
         model,
@@ -309,6 +309,7 @@ def facet_images(
         parameterization=Pixels(pixels),
         make_optimizer=drawing.optimizer,
         transforms=[drawing.look],
+        settle=round(SETTLING * steps),
         constraints=[drawing.denoise],
         steps=steps,
         on_step=on_step,
@@ -393,7 +394,7 @@ class _Drawing:
         shaped = torch.fft.irfft2(spectrum, s=self.size)
         if shaped.shape[1] != 3:
             return shaped
-        return shaped.mean(dim=1, keepdim=True).lerp(shaped, CHROMA)
+        return torch.einsum("dc,nchw->ndhw", color_covariance().to(shaped), shaped)
 
     def denoise(self, images: Tensor, gradient: Tensor, step: int) -> None:
         """A constraint: smooths the image where it is being drawn."""

@@ -501,37 +501,39 @@ def fashion() -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("normalized", [True, False])
-def test_fashion_is_nearly_certain(normalized: bool) -> None:
+def test_fashion_is_nearly_certain(normalized: bool, seed: int) -> None:
     images, labels = fashion()
     space = PixelSpace(0.286, 0.353)
 
     def batches(count: int) -> Any:
-        generator = torch.Generator().manual_seed(0)
+        generator = torch.Generator().manual_seed(seed)
         for _ in range(count):
             which = torch.randint(0, len(images), (64,), generator=generator)
             yield space.from_color(images[which].float() / 255), labels[which]
 
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     model = SmallCNN(10, 1, 16, 5, 1) if normalized else digits.Convolutional()
     if not normalized:
         model.fc = nn.Linear(512, 64)
     trained(model, batches(600), lr=0.004)
     p = judged(model, activation_maximization(model, list(range(10)), shape=(1, 28, 28), pixels=space), space)
-    assert (p >= 0.99).sum() >= 8 and p.min() > 0.8, p
+    assert p.min() >= 0.99, p
 
 
 @pytest.mark.slow
-def test_photographs_are_nearly_certain() -> None:
+@pytest.mark.parametrize("seed", [0, 1])
+def test_photographs_are_nearly_certain(seed: int) -> None:
     """A network trained for a minute is itself not certain: of photographs of some classes it gives none 0.99."""
     from lit_viz.data import Photographs
 
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     data = Photographs(size=64, patches_per_epoch=64 * 500, jitter=0.0, grey=0.0)
     data.setup("fit")
     model = trained(SmallCNN(10, 3, 16), data.train_dataloader(), lr=0.005)
     p = judged(model, activation_maximization(model, list(range(10)), shape=(3, 64, 64), pixels=COLORS), COLORS)
-    assert (p >= 0.99).sum() >= 5 and p.min() > 0.9, p
+    assert p.min() >= 0.99, p
 
 
 @pytest.mark.slow

@@ -86,13 +86,15 @@ class ClassScore(Objective):
 
     Args:
         target: A class index for all images, or one for each.
-        of: "score", or "log_probability" for $\log p_t$, which also counts what speaks for other classes.
+        of: "score"; "log_probability" for $\log p_t$, which also counts what speaks for other classes; or "log_odds"
+            for $\log \frac{p_t}{1 - p_t} = S_t - \log \sum_{i \ne t} e^{S_i}$, whose gradient does not fade as $p_t$
+            comes near 1. A single score is the log-odds of two classes itself.
     """
 
     needs_scores = True
 
-    def __init__(self, target: Indices, *, of: Literal["score", "log_probability"] = "score") -> None:
-        check_choice("of", of, ("score", "log_probability"))
+    def __init__(self, target: Indices, *, of: Literal["score", "log_probability", "log_odds"] = "score") -> None:
+        check_choice("of", of, ("score", "log_probability", "log_odds"))
         self.target, self.of = target, of
         self._index = _Index("target", target)
         self.count = self._index.count
@@ -103,7 +105,14 @@ class ClassScore(Objective):
         bad = self._index.outside(classes)
         if bad is not None:
             raise UsageError(f"class index {bad} is out of range: the model has {classes} classes, 0 to {classes - 1}.")
-        return self._index.choose(scores if self.of == "score" else as_float(scores).log_softmax(dim=1), reading)
+        if self.of == "score" or (self.of == "log_odds" and classes == 1):
+            return self._index.choose(scores, reading)
+        scores = as_float(scores)
+        if self.of == "log_probability":
+            return self._index.choose(scores.log_softmax(dim=1), reading)
+        own = self._index.choose(torch.arange(classes, device=scores.device).expand(scores.shape), reading)
+        others = scores.scatter(1, own[:, None], -torch.inf)
+        return self._index.choose(scores, reading) - others.logsumexp(dim=1)
 
     def __repr__(self) -> str:
         return f"{self.of.replace('_', ' ')} of class {self.target}"

@@ -83,6 +83,7 @@ def optimize(
     steps: int,
     parameterization: Parameterization | None = None,
     transforms: Sequence[Transform] = (),
+    settle: int = 0,
     penalties: Sequence[tuple[float, Penalty]] = (),
     constraints: Sequence[Constraint] = (),
     on_step: Callable[[int, Tensor], bool | None] | None = None,
@@ -112,6 +113,7 @@ def optimize(
         steps: How many. None at all gives back what went in.
         parameterization: From values to images; the values are the images where it is not given.
         transforms: Changes at random before each step.
+        settle: How many of the last steps take the images as they are, without these changes.
         penalties: Weights and functions of the images, taken away from the objective.
         constraints: Changes of the values after each step, in their order.
         on_step: Called after each step of a batch with how many were made, and the images (n, C, H, W); True ends it.
@@ -179,6 +181,7 @@ def optimize(
             steps=steps,
             make_optimizer=make_optimizer,
             transforms=transforms,
+            settle=settle,
             penalties=penalties,
             constraints=constraints,
             on_step=on_step,
@@ -256,6 +259,7 @@ class _Ascent:
     steps: int
     make_optimizer: MakeOptimizer
     transforms: Sequence[Transform]
+    settle: int
     penalties: Sequence[tuple[float, Penalty]]
     constraints: Sequence[Constraint]
     on_step: Callable[[int, Tensor], bool | None] | None
@@ -323,12 +327,13 @@ class _Ascent:
                 if self.interrupted and first:
                     raise _AmidSearch
                 generator.set_state(drawn)  # … and compares like with like
-                objective, total, gradient, size = self._gradient(values, which, generator)
+                changing = generator if step < self.steps - self.settle else None
+                objective, total, gradient, size = self._gradient(values, which, changing)
                 if step < REDIRECTED and bool((size == 0).any()):
                     generator.set_state(drawn)
                     gradient = torch.where(
                         (size == 0).reshape(-1, *[1] * (values.dim() - 1)),
-                        self._gradient(values, which, generator, redirected=True)[2],
+                        self._gradient(values, which, changing, redirected=True)[2],
                         gradient,
                     )
                 if not first:
@@ -356,12 +361,12 @@ class _Ascent:
                 return
 
     def _gradient(
-        self, values: Tensor, which: Tensor, generator: torch.Generator, *, redirected: bool = False
+        self, values: Tensor, which: Tensor, generator: torch.Generator | None, *, redirected: bool = False
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Objective (n,), the sum less penalties, its gradient (n, …), and the largest entry of the objective's own."""
         images = self.parameterization.images(values)
         changed = images
-        for transform in self.transforms:
+        for transform in self.transforms if generator is not None else ():
             changed = transform(changed, generator)
         with _precision(values.device, self.mixed):
             objective = self.objective(self.read(changed.to(self.dtype), which))
