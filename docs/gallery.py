@@ -12,11 +12,13 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import torch
 from lightning.pytorch import Callback, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from PIL import Image
 
 import lit_viz
+from lit_viz import draw
 from lit_viz.callbacks import (
     ActivationMaximization,
     Activations,
@@ -140,6 +142,60 @@ def inverted(folder: Path) -> Path:
     return folder / "inverted" / "cat.png"
 
 
+def decoder(folder: Path) -> Image.Image:
+    """Digits by gradient ascent in the code of a decoder and in pixels, beside real ones; as the tests do it."""
+    sys.path.insert(0, str(ROOT))
+    from tests.digits import SPACE, classifier, digits
+    from tests.functional.test_latent import CLASSES, digit_decoder, flat, made, nearest
+
+    code, _ = digit_decoder(folder / "decoder.ckpt")
+    pixels = {"Yosinski's recipe": made("yosinski-1")[0], "plain gradient": made("plain")[0]}
+    rows = {"decoder": made("dgn-am", decoder=code)[0], **pixels}
+    far = {name: nearest(images) for name, images in rows.items()}
+    other = digits().held_out_labels != torch.tensor(CLASSES)[:, None]
+    distances = torch.cdist(flat(rows["decoder"]), flat(digits().held_out)).masked_fill(other, torch.inf)
+    rows["real"] = digits().held_out[distances.argmin(dim=1)]
+    # The nearest to a real one is itself, so that the next is meant.
+    far["real"] = torch.cdist(flat(rows["real"]), flat(digits().held_out)).kthvalue(2, dim=1).values
+    cards = []
+    for name, images in rows.items():
+        with torch.no_grad():
+            sure = classifier()(images).softmax(dim=1).diagonal()
+        detail = f"p = {float(sure.mean()):.2f} · distance {float(far[name].mean()):.1f}"
+        cards.append(draw.Card(list(draw.to_uint8(SPACE.to_color(images))), name, detail))
+    picture = draw.sheet(
+        cards,
+        columns=[str(k) for k in CLASSES],
+        title="Gradient ascent for ten digits",
+        subtitle="In the code of a decoder and in pixels; last, of each class, the held-out digit nearest to the first "
+        "row. Means over a row: the probability of the class, and the distance to the nearest (other) held-out digit.",
+    )
+    return Image.fromarray(picture)
+
+
+def textures() -> Image.Image:
+    """Three textures; more of each, pixel by pixel and by quilting; and where the pixels of the quilts come from."""
+    from skimage import data
+
+    from lit_viz.commands.texture import place_colors
+    from lit_viz.functional import efros_leung, image_quilting
+
+    side, gap = 192, 8
+    # What to cut out, the window for growing by pixels, and the block for quilting.
+    rows = ((data.gravel(), 7, 24), (data.brick(), 15, 32), (data.immunohistochemistry(), 7, 24))
+    page = Image.new("RGB", (4 * (side + gap) - gap, len(rows) * (side + gap) - gap), "white")
+    for i, (pixels, window, block) in enumerate(rows):
+        small = Image.fromarray(pixels[150:342, 150:342]).resize((side // 2, side // 2))
+        source = torch.from_numpy(np.array(small).reshape(side // 2, side // 2, -1)).permute(2, 0, 1)
+        quilt = image_quilting(source, size=side, block=block)
+        grown = efros_leung(source, size=side, window=window, copies=False)
+        places = place_colors(quilt.positions.numpy(), (side // 2, side // 2))
+        made = [one.image.expand(3, -1, -1).permute(1, 2, 0).numpy() for one in (grown, quilt)]
+        for j, picture in enumerate([np.array(small.convert("RGB")), *made, places]):
+            page.paste(Image.fromarray(picture), (j * (side + gap), i * (side + gap)))
+    return page
+
+
 def main() -> None:
     from skimage import data
 
@@ -162,6 +218,8 @@ def main() -> None:
         keep(dream(folder), "dream")
         keep(Image.open(inverted(folder)), "inversion")
         keep(Image.open(facets(folder)), "facets")
+        keep(textures(), "textures")
+        keep(decoder(folder), "decoder")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ COMMANDS: dict[str, str] = {
     "fool": "change images so that a network takes them for something else",
     "invert": "reconstruct images from what layers of a network say of them",
     "show": "what a network takes an image for, and why",
+    "texture": "more of a texture, or a hole in a photograph filled with it",
 }
 """Each command with what it does; `run` of the file of its name runs it."""
 

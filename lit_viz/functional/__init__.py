@@ -53,6 +53,7 @@ from lit_viz.functional.synthesis import (
     Unit,
     total_variation,
 )
+from lit_viz.functional.texture import Texture, efros_leung, image_quilting
 from lit_viz.functional.tsne import tsne
 from lit_viz.functional.units import LayerUnits
 
@@ -82,6 +83,7 @@ __all__ = [
     "Recipe",
     "Responses",
     "Synthesis",
+    "Texture",
     "TopResponses",
     "Unit",
     "activation_maximization",
@@ -102,6 +104,7 @@ __all__ = [
     "deep_dream",
     "dream_layer",
     "dream_zoom",
+    "efros_leung",
     "energy_inside",
     "facet_images",
     "filters",
@@ -114,6 +117,7 @@ __all__ = [
     "guided_grad_cam",
     "head_features",
     "hires_cam",
+    "image_quilting",
     "input_gradient",
     "input_x_gradient",
     "insertion_deletion",
