@@ -19,7 +19,7 @@ STOREYS = [
     ["errors"],
     ["layers", "guard", "pixels", "pictures"],
     ["functional"],
-    ["draw", "probing", "state", "writer", "background", "video"],
+    ["draw", "probing", "state", "writer", "background", "video", "styles"],
     ["networks"],
     ["callbacks", "modules", "data", "showing"],
     ["commands"],

@@ -37,7 +37,7 @@ _LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601
 class Photographs(ImageDataModule):
     """Patches of ten colour photographs; the class of a patch is the photograph it was cut from.
 
-    The left three quarters of each photograph are for training and the right quarter for validation, so no
+    The left part of each photograph, three quarters, is for training and the right one for validation, so no
     pixel is in both. Training patches are cut anew each time, with random flips and colours: as a patch's
     colours say little, a network must use edges and texture, and its first layer shows it. Validation patches
     are always the same ones.
@@ -54,6 +54,8 @@ class Photographs(ImageDataModule):
         batch_size: Images per batch.
         patches_per_epoch: Training patches in an epoch.
         val_patches: Validation patches, shared out evenly among the photographs.
+        val_fraction: Part of the width of each photograph that is for validation, between 0 and 1; larger for patches
+            of more than 100 px.
         jitter: Strength of the colour changes in training, from 0 (none) to 1; from 0.5 on, any hue.
         grey: Probability that a training patch loses its colour, from 0 to 1.
         num_workers: Processes that prepare batches.
@@ -76,6 +78,7 @@ class Photographs(ImageDataModule):
         num_workers: int = 0,
         mean: tuple[float, ...] = (0.5, 0.5, 0.5),
         std: tuple[float, ...] = (0.25, 0.25, 0.25),
+        val_fraction: float = 0.25,
     ) -> None:
         super().__init__(batch_size, num_workers)
         self.mean, self.std = tuple(mean), tuple(std)
@@ -86,11 +89,14 @@ class Photographs(ImageDataModule):
             if not 0 <= value <= 1:
                 raise UsageError(f"{name} must lie between 0 and 1, got {value}.")
         self.size = size if size is not None else (224 if whole else 64)
+        if not 0 < val_fraction < 1:
+            raise UsageError(f"val_fraction must lie between 0 and 1, got {val_fraction}.")
         if self.size < 1:
             raise UsageError(f"size must be at least 1 pixel, got {size}.")
         self.whole = whole
         self.patches_per_epoch = patches_per_epoch
         self.val_patches = val_patches
+        self.val_fraction = val_fraction
         self.jitter = jitter
         self.grey = grey
         self.class_names = [] if whole else list(SOURCES)
@@ -104,7 +110,7 @@ class Photographs(ImageDataModule):
             self.train_set = self.val_set = _Whole(photographs, self.size, space)
         else:
             # Cut first and shrink after: shrinking mixes neighbouring pixels.
-            cuts = [3 * p.shape[2] // 4 for p in photographs]
+            cuts = [int((1 - self.val_fraction) * p.shape[2]) for p in photographs]
             left = [_shrink(p[:, :, :cut], p.shape[1]) for p, cut in zip(photographs, cuts, strict=True)]
             right = [_shrink(p[:, :, cut:], p.shape[1]) for p, cut in zip(photographs, cuts, strict=True)]
             self.train_set = _Patches(left, self.patches_per_epoch, self.size, space, self.jitter, self.grey)
@@ -137,7 +143,7 @@ class _Patches(Dataset):
         if size > room:
             raise UsageError(
                 f"patches of {size} pixels don't fit: the smallest part is {room} pixels wide. "
-                f"Take size={room} or less, or whole=True."
+                f"Take size={room} or less, a larger val_fraction, or whole=True."
             )
         self.photographs = photographs
         self.size = size

@@ -1,12 +1,13 @@
 """Plain networks, loading them, and how they take images."""
 
-from lit_viz.networks.decoder import Decoder, load_decoder
+from lit_viz.networks.decoder import Decoder, Discriminator, load_decoder
 from lit_viz.networks.inputs import InputFacts, input_facts, network_inputs, network_of
 from lit_viz.networks.loading import Network, load_network
 from lit_viz.networks.small_cnn import SmallCNN
 
 __all__ = [
     "Decoder",
+    "Discriminator",
     "InputFacts",
     "Network",
     "SmallCNN",

@@ -1,0 +1,273 @@
+"""The loss of style transfer: like one image in content and others in style, in units that mean the same anywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lit_viz.errors import UsageError
+from lit_viz.functional.style import content_distances, gram_matrix, style_distances
+from lit_viz.networks.perceptual import PerceptualNetwork
+
+Layers = str | Sequence[str] | Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class StyleTerms:
+    """What the loss is made of, for each image.
+
+    Attributes:
+        content: (N,) by layer, before weights.
+        style: (N,) by layer, likewise.
+        total: (N,), the weighted sum.
+    """
+
+    content: dict[str, Tensor]
+    style: dict[str, Tensor]
+    total: Tensor
+
+    def means(self) -> dict[str, Tensor]:
+        """Means over the images, by "content/<layer>", "style/<layer>" and "total"."""
+        parts = {f"content/{name}": value for name, value in self.content.items()}
+        parts |= {f"style/{name}": value for name, value in self.style.items()} | {"total": self.total}
+        return {name: value.detach().mean() for name, value in parts.items()}
+
+
+class StyleLoss(nn.Module):
+    r"""Distance in content and in style (Gatys, Ecker & Bethge 2016), in units of its own.
+
+    $$L(x) = \sum_l u_l\, \frac{\overline{(F_l(x) - F_l(c))^2}}{\overline{\operatorname{var} F_l(c')}}
+      + \alpha \sum_l v_l\, \frac{\lVert G_l(x) - G_l(s)\rVert^2}{\overline{\lVert G_l(c') - G_l(s)\rVert^2}}$$
+
+    with weights u and v that sum to 1 each, and means over photographs c' below, see `calibrate`. A content term is 1
+    for an image that tells as little of its content as a plain area; a style term is 1 for photographs as they are, and
+    0 for the style. So the strength α means the same for every network, size of images and number of layers; without
+    it, weights have to make up for orders of magnitude. As long as nothing is calibrated what is below is 1.
+
+    Gram matrices of the styles and what is below are buffers: whoever has a checkpoint needs no style image.
+
+    Attributes:
+        network: Tells the features.
+        strength: α.
+        styles: How many styles there are.
+        known: (styles,) bool, which of them have been told.
+
+    Args:
+        network: Of the layers below.
+        content_layers: Names; or weights by name.
+        style_layers: Likewise.
+        styles: How many there will be.
+        strength: α.
+
+    Raises:
+        UsageError: For weights that are negative or all 0.
+    """
+
+    known: Tensor
+    calibrated: Tensor
+    content_scale: Tensor
+    style_scale: Tensor
+
+    def __init__(
+        self,
+        network: PerceptualNetwork,
+        content_layers: Layers,
+        style_layers: Layers,
+        *,
+        styles: int = 1,
+        strength: float = 1.0,
+    ) -> None:
+        super().__init__()
+        if not 0 <= strength < float("inf"):
+            raise UsageError(f"strength is the weight of the style, at least 0; got {strength!r}.")
+        self.network, self.strength, self.styles = network, strength, styles
+        self.content_layers = layer_shares("content_layers", content_layers)
+        self.style_layers = layer_shares("style_layers", style_layers)
+        self.register_buffer("known", torch.zeros(styles, dtype=torch.bool))
+        self.register_buffer("calibrated", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("content_scale", torch.ones(len(self.content_layers)))
+        self.register_buffer("style_scale", torch.ones(styles, len(self.style_layers)))
+        probe = torch.zeros(1, network.channels, 64, 64, device=self.calibrated.device)
+        with torch.no_grad():
+            sizes = {name: values.shape[1] for name, values in network(probe, list(self.style_layers)).items()}
+        for i, size in enumerate(sizes.values()):
+            self.register_buffer(f"gram_{i}", torch.zeros(styles, size, size))
+
+    @torch.no_grad()
+    def set_style(self, index: int, colors: Tensor) -> None:
+        """Tells what a style is.
+
+        Args:
+            index: Which of the styles.
+            colors: (1, C, H, W), from 0 to 1, of any size: structures are taken at the size that they have in it.
+        """
+        features = self.network(colors.to(self.content_scale.device), list(self.style_layers))
+        for target, values in zip(self._grams(), features.values(), strict=True):
+            target[index] = gram_matrix(values)[0]
+        self.known[index] = True
+
+    @torch.no_grad()
+    def calibrate(self, colors: Tensor) -> None:
+        """Measures how far photographs are from a plain area, and from the styles; of several calls the mean counts.
+
+        Args:
+            colors: (N, C, H, W), from 0 to 1, photographs as they will be transferred.
+
+        Raises:
+            UsageError: For images without any content, or that have the style already.
+        """
+        features = self.network(colors.to(self.content_scale.device))
+        content = [features[name].float().flatten(2) for name in self.content_layers]
+        variance = torch.stack([values.var(dim=2, correction=0).mean() for values in content])
+        grams = [gram_matrix(features[name]) for name in self.style_layers]
+        far = [
+            torch.stack([(gram - style).square().sum(dim=(1, 2)).mean() for style in target])
+            for gram, target in zip(grams, self._grams(), strict=True)
+        ]
+        distance = torch.stack(far, dim=1)
+        if not (variance > 0).all() or not (distance > 0).all():
+            raise UsageError(
+                "the images to measure content and style by are plain areas, or the style itself; give photographs."
+            )
+        before, count = int(self.calibrated), len(colors)
+        share = count / (before + count)
+        for scale, seen in ((self.content_scale, variance), (self.style_scale, distance)):
+            scale.copy_(seen if before == 0 else (1 - share) * scale + share * seen)
+        self.calibrated += count
+
+    def content_of(self, colors: Tensor) -> dict[str, Tensor]:
+        """What an image has to keep: its features at the content layers, without a gradient."""
+        with torch.no_grad():
+            return self.network(colors, list(self.content_layers))
+
+    def forward(self, colors: Tensor, content: Mapping[str, Tensor], style: Tensor | None = None) -> StyleTerms:
+        """The loss of images.
+
+        Args:
+            colors: (N, C, H, W), from 0 to 1.
+            content: What `content_of` told of the content images.
+            style: (N,) int64, which style each is to have; or (N, styles), shares of each, whose Gram matrices are
+                mixed. None for the only one.
+        """
+        features = self.network(colors)
+        mix = self._mix(style, len(colors))
+        grams = {name: gram_matrix(features[name]) for name in self.style_layers}
+        targets = {
+            name: torch.einsum("ns,sij->nij", mix, target)
+            for name, target in zip(self.style_layers, self._grams(), strict=True)
+        }
+        far = style_distances(grams, targets)
+        scale = mix @ self.style_scale
+        styles = {name: far[name] / scale[:, i] for i, name in enumerate(self.style_layers)}
+        kept = content_distances({name: features[name] for name in self.content_layers}, content)
+        contents = {name: kept[name] / self.content_scale[i] for i, name in enumerate(self.content_layers)}
+        total = sum(share * contents[name] for name, share in self.content_layers.items())
+        total = total + self.strength * sum(share * styles[name] for name, share in self.style_layers.items())
+        return StyleTerms(contents, styles, total)
+
+    def _mix(self, style: Tensor | None, count: int) -> Tensor:
+        if style is None:
+            if self.styles != 1:
+                raise UsageError(f"there are {self.styles} styles: say which.")
+            return self.style_scale.new_ones(count, 1)
+        if style.dim() == 1:
+            return nn.functional.one_hot(style, self.styles).to(self.style_scale)
+        return style.to(self.style_scale)
+
+    def _grams(self) -> list[Tensor]:
+        return [getattr(self, f"gram_{i}") for i in range(len(self.style_layers))]
+
+
+def layer_shares(name: str, layers: Layers) -> dict[str, float]:
+    """Weights of layers by name, divided by their sum.
+
+    Raises:
+        UsageError: For weights that are negative or all 0.
+    """
+    if isinstance(layers, str):
+        layers = [layers]
+    weights = dict(layers) if isinstance(layers, Mapping) else dict.fromkeys(layers, 1.0)
+    total = sum(weights.values())
+    if not all(weight >= 0 for weight in weights.values()) or not 0 < total < float("inf"):
+        raise UsageError(f"{name} are weights by name, at least 0 and one above it; got {weights}.")
+    return {layer: weight / total for layer, weight in weights.items() if weight}
+
+
+@dataclass(frozen=True)
+class Equivalent:
+    """How many iterations of optimisation images made otherwise are worth.
+
+    Attributes:
+        total: After how many the loss is as low, mean over the images; the limit, where it never is.
+        content: After how many the content part first is as high as theirs: it starts at nothing.
+        style: After how many the style part is as low.
+        curves: (limit + 1, 3), mean over the images of the total, content and style before each iteration.
+    """
+
+    total: int
+    content: int
+    style: int
+    curves: Tensor
+
+
+def equivalent_iterations(
+    loss: StyleLoss, made: Tensor, colors: Tensor, style: Tensor | None = None, *, limit: int = 200
+) -> Equivalent:
+    """Iterations of L-BFGS, started from the content, after which its loss is as low as that of other images.
+
+    The comparison of Johnson, Alahi & Fei-Fei (2016), for feed-forward networks: same loss, same weights, same size.
+    Both are means over the images. As theirs, L-BFGS takes a step an iteration, without a line search.
+
+    Args:
+        loss: The loss of both.
+        made: (N, C, H, W), colours from 0 to 1: what the network made.
+        colors: (N, C, H, W), the content.
+        style: See `StyleLoss.forward`.
+        limit: The last iteration.
+    """
+
+    def told(images: Tensor, content: Mapping[str, Tensor], of: Tensor | None) -> tuple[Tensor, Tensor]:
+        terms = loss(images, content, of)
+        kept = sum(share * terms.content[name] for name, share in loss.content_layers.items())
+        styled = sum(share * terms.style[name] for name, share in loss.style_layers.items())
+        return terms.total, torch.stack([terms.total, kept, styled], dim=-1).detach()
+
+    parts, curves = [], []
+    for i in range(len(colors)):
+        one, content = slice(i, i + 1), loss.content_of(colors[i : i + 1])
+        of = None if style is None else style[one]
+        with torch.no_grad():
+            parts.append(told(made[one], content, of)[1][0])
+        image, course = colors[one].detach().clone().requires_grad_(), []
+        optimizer = torch.optim.LBFGS([image], max_iter=1, history_size=100, tolerance_grad=0, tolerance_change=0)
+
+        def closure(
+            image: Tensor = image,
+            content: Mapping[str, Tensor] = content,
+            of: Tensor | None = of,
+            course: list[Tensor] = course,
+        ) -> Tensor:
+            total, seen = told(image, content, of)
+            (image.grad,) = torch.autograd.grad(total.sum(), image)
+            course.append(seen[0])
+            return total.detach()
+
+        with torch.enable_grad():
+            for _ in range(limit + 1):
+                optimizer.step(closure)
+        curves.append(torch.stack(course))
+    mean, curve = torch.stack(parts).mean(dim=0), torch.stack(curves).mean(dim=0)
+
+    def first(reached: Tensor) -> int:
+        found = reached.nonzero()
+        return int(found[0]) if len(found) else limit
+
+    return Equivalent(
+        total=first(curve[:, 0] <= mean[0]),
+        content=first(curve[:, 1] >= mean[1]),
+        style=first(curve[:, 2] <= mean[2]),
+        curves=curve,
+    )

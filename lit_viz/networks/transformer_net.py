@@ -1,0 +1,138 @@
+"""Johnson's image-to-image network: stylises an image in one pass, in one style or in many."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lit_viz.errors import UsageError, check_at_least, check_choice
+
+_EPSILON = 1e-5
+
+
+class TransformerNet(nn.Module):
+    r"""Stylises images: colours in, colours out, of the same size (Johnson, Alahi & Fei-Fei 2016).
+
+    Two convolutions of stride 2 on the way down, residual blocks, and two on the way up. In place of transposed
+    convolutions, which draw checkerboards, maps are enlarged by repeating pixels and convolved (Odena, Dumoulin & Olah,
+    *Deconvolution and Checkerboard Artifacts*, 2016); images are reflected at their borders, so that these look like
+    the rest. Instance norm takes the contrast of the content out of the way (Ulyanov, Vedaldi & Lempitsky 2016). One
+    network has many styles where each has a γ and a β of its own,
+
+    $$\gamma_s\,\frac{x - \mu}{\sigma} + \beta_s$$
+
+    (Dumoulin, Shlens & Kudlur, *A Learned Representation for Artistic Style*, 2017); mixing these mixes the styles.
+
+    Args:
+        width: Channels of the first convolution; 32 in the paper. Halves take a quarter of the time.
+        blocks: Residual blocks, 5 in the paper.
+        styles: How many.
+        norm: "instance", or "batch" as in the first paper, for comparison; which has one style.
+        channels: Of images.
+
+    Raises:
+        UsageError: For arguments out of range.
+
+    >>> net = TransformerNet(width=4, blocks=1, styles=2).eval()
+    >>> net(torch.rand(2, 3, 17, 30), torch.tensor([0, 1])).shape
+    torch.Size([2, 3, 17, 30])
+    """
+
+    def __init__(
+        self, width: int = 32, blocks: int = 5, *, styles: int = 1, norm: str = "instance", channels: int = 3
+    ) -> None:
+        super().__init__()
+        check_choice("norm", norm, ("instance", "batch"))
+        for name, value in (("width", width), ("blocks", blocks), ("styles", styles), ("channels", channels)):
+            check_at_least(name, value, 1)
+        if norm == "batch" and styles != 1:
+            raise UsageError("a network with batch norm has one style; take norm='instance' for several.")
+        self.width, self.styles, self.norm, self.channels = width, styles, norm, channels
+
+        def layer(before: int, after: int, kernel: int, stride: int = 1, scale: int = 1) -> Block:
+            return Block(before, after, kernel, stride=stride, scale=scale, styles=styles, norm=norm)
+
+        self.down = nn.ModuleList(
+            [layer(channels, width, 9), layer(width, 2 * width, 3, 2), layer(2 * width, 4 * width, 3, 2)]
+        )
+        self.residual = nn.ModuleList(
+            [nn.ModuleList([layer(4 * width, 4 * width, 3), layer(4 * width, 4 * width, 3)]) for _ in range(blocks)]
+        )
+        self.up = nn.ModuleList([layer(4 * width, 2 * width, 3, scale=2), layer(2 * width, width, 3, scale=2)])
+        self.last = nn.Conv2d(width, channels, 9)
+
+    def forward(self, colors: Tensor, style: Tensor | None = None) -> Tensor:
+        """Stylised images.
+
+        Args:
+            colors: (N, C, H, W), from 0 to 1; at least 16 px along each side.
+            style: (N,) int64, which style each is to have; or (N, styles), shares of each. None for the only one.
+
+        Returns:
+            (N, C, H, W), colours from 0 to 1.
+        """
+        height, width = colors.shape[2:]
+        # To whole multiples of what the way down divides by.
+        x = F.pad(colors, (0, -width % 4, 0, -height % 4), mode="reflect") - 0.5
+        mix = self._mix(style, len(x), x)
+        for block in self.down:
+            x = F.relu(block(x, mix))
+        for one, two in self.residual:
+            x = x + two(F.relu(one(x, mix)), mix)
+        for block in self.up:
+            x = F.relu(block(x, mix))
+        x = self.last(F.pad(x, (4, 4, 4, 4), mode="reflect"))
+        return torch.sigmoid(x[..., :height, :width].float())
+
+    def _mix(self, style: Tensor | None, count: int, like: Tensor) -> Tensor | None:
+        if style is None:
+            if self.styles != 1:
+                raise UsageError(f"the network has {self.styles} styles: say which.")
+            return None
+        return F.one_hot(style, self.styles).to(like) if style.dim() == 1 else style.to(like)
+
+
+class Block(nn.Module):
+    """Convolution of a reflected map, enlarged before where that is wanted, and a norm."""
+
+    def __init__(
+        self, before: int, after: int, kernel: int, *, stride: int, scale: int, styles: int, norm: str
+    ) -> None:
+        super().__init__()
+        self.scale, self.pad = scale, kernel // 2
+        # The norm takes away any bias.
+        self.conv = nn.Conv2d(before, after, kernel, stride, bias=False)
+        self.norm: nn.Module = nn.BatchNorm2d(after) if norm == "batch" else ConditionalInstanceNorm(after, styles)
+
+    def forward(self, x: Tensor, mix: Tensor | None) -> Tensor:
+        if self.scale > 1:
+            x = F.interpolate(x, scale_factor=float(self.scale), mode="nearest")
+        x = self.conv(F.pad(x, (self.pad,) * 4, mode="reflect"))
+        return self.norm(x) if isinstance(self.norm, nn.BatchNorm2d) else self.norm(x, mix)
+
+
+class ConditionalInstanceNorm(nn.Module):
+    """Mean 0 and variance 1 for each channel of each image, then γ and β of its style.
+
+    Args:
+        channels: Of the maps.
+        styles: How many.
+    """
+
+    def __init__(self, channels: int, styles: int) -> None:
+        super().__init__()
+        # One of its own for each style, so that a style can be trained while all others stay as they are.
+        self.gamma = nn.ParameterList([nn.Parameter(torch.ones(channels)) for _ in range(styles)])
+        self.beta = nn.ParameterList([nn.Parameter(torch.zeros(channels)) for _ in range(styles)])
+
+    def forward(self, x: Tensor, mix: Tensor | None) -> Tensor:
+        """(N, C, h, w) and shares (N, styles) of each style, None for the only one."""
+        with torch.autocast(x.device.type, enabled=False):
+            gamma, beta = (torch.stack(list(p)).float() for p in (self.gamma, self.beta))
+            if mix is not None:
+                gamma, beta = mix.float() @ gamma, mix.float() @ beta
+            variance, mean = torch.var_mean(x.float(), dim=(2, 3), correction=0)
+            factor = gamma * torch.rsqrt(variance + _EPSILON)
+            shift = beta - mean * factor
+        return x * factor[:, :, None, None].to(x) + shift[:, :, None, None].to(x)

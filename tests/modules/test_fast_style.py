@@ -1,0 +1,163 @@
+"""Training of style networks: what is trained, logged, kept and resumed."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch.loggers import TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from lit_viz.data import Photographs
+from lit_viz.errors import UsageError
+from lit_viz.modules import FastStyleTransfer
+
+SETTINGS: dict[str, Any] = {
+    "network": "vgg11",
+    "weights": None,
+    "content_layers": "relu2_1",
+    "style_layers": ["relu1_1", "relu2_1"],
+    "style_size": 48,
+    "width": 4,
+    "blocks": 1,
+    "calibration_batches": 1,
+    "num_images": 2,
+}
+pytestmark = pytest.mark.filterwarnings("ignore:the loss network has random weights")
+
+
+def module(styles: Any = ("stained glass", "waves"), **changes: Any) -> FastStyleTransfer:
+    torch.manual_seed(0)
+    return FastStyleTransfer(list(styles), **SETTINGS | changes)
+
+
+def data(**changes: Any) -> Photographs:
+    return Photographs(**{"size": 32, "batch_size": 4, "patches_per_epoch": 12, "val_patches": 10} | changes)
+
+
+def trainer(**changes: Any) -> Trainer:
+    usual = {"max_epochs": 1, "accelerator": "cpu", "logger": False, "enable_checkpointing": False}
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return Trainer(**usual | quiet | changes)
+
+
+def weights(model: FastStyleTransfer) -> dict[str, Tensor]:
+    return {k: v.clone() for k, v in model.state_dict().items()}
+
+
+def test_it_trains_and_logs_every_layer(tmp_path: Path) -> None:
+    logger = TensorBoardLogger(tmp_path, name="", version=0)
+    run = trainer(max_epochs=2, logger=logger, log_every_n_steps=1)
+    model = module(equivalent_images=2, equivalent_limit=4)
+    before = weights(model)
+    run.fit(model, datamodule=data())
+    logger.experiment.flush()
+    events = EventAccumulator(str(tmp_path / "version_0")).Reload()
+    scalars = set(events.Tags()["scalars"])
+    assert {"train_loss", "val_loss", "val_content/relu2_1", "val_style/relu1_1", "val_style/relu2_1"} <= scalars
+    assert {
+        f"gatys_equivalent{k}/{s}" for k in ("", "_content", "_style") for s in ("waves", "stained glass")
+    } <= scalars
+    assert [e.step for e in events.Images("stylized/waves")] == [3, 6]
+    after = weights(model)
+    assert all((after[k] != before[k]).any() for k in after if k.startswith("net.") and "norm" not in k)
+    assert not any("held" in k or "module" in k for k in after)
+    assert model.written == {"stylized/waves": 2, "stylized/stained glass": 2}
+
+
+def test_the_same_seed_gives_the_same_network_and_a_resumed_run_goes_on(tmp_path: Path) -> None:
+    def run(epochs: int, checkpoint: str | None = None) -> tuple[Trainer, FastStyleTransfer]:
+        seed_everything(3, verbose=False)
+        made, one = trainer(max_epochs=epochs), module(optimizer=lambda p: torch.optim.Adam(p, lr=0.01))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            made.fit(one, datamodule=data(), ckpt_path=checkpoint, weights_only=True)
+        return made, one
+
+    _, whole = run(2)
+    _, again = run(2)
+    half, _ = run(1)
+    half.save_checkpoint(file := str(tmp_path / "half.ckpt"))
+    _, resumed = run(2, file)
+    for name, value in weights(whole).items():
+        assert torch.equal(value, again.state_dict()[name])
+        assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+def test_a_checkpoint_holds_all_that_is_needed_to_stylise(tmp_path: Path) -> None:
+    picture = tmp_path / "my painting.png"
+    from lit_viz.styles import style_picture
+
+    style_picture("waves").save(picture)
+    run, model = trainer(), module([str(picture)])
+    run.fit(model, datamodule=data())
+    run.save_checkpoint(file := tmp_path / "style.ckpt")
+    picture.unlink()
+    held = torch.load(file, weights_only=True)
+    assert not any("features" in k or k == "0.weight" for k in held["state_dict"])
+    loaded = FastStyleTransfer.load_from_checkpoint(file, weights_only=True)
+    image = torch.rand(1, 3, 40, 30)
+    assert torch.equal(loaded.eval()(image), model.eval()(image))
+    assert loaded.style_names == ["my painting"] and loaded.thumbnails.float().std() > 10
+    result = trainer().validate(loaded, datamodule=data(), verbose=False)[0]
+    fresh = trainer().validate(
+        module([str(picture)]), datamodule=data(), ckpt_path=file, verbose=False, weights_only=True
+    )
+    assert (
+        result["val_loss"] == fresh[0]["val_loss"] == pytest.approx(float(run.callback_metrics["val_loss"]), rel=1e-5)
+    )
+
+
+def test_a_new_style_changes_no_other(tmp_path: Path) -> None:
+    run, model = trainer(), module()
+    run.fit(model, datamodule=data())
+    run.save_checkpoint(file := str(tmp_path / "two.ckpt"))
+    more = module(["tissue"], extend=file, optimizer=lambda p: torch.optim.Adam(p, lr=0.1))
+    assert more.style_names == ["stained glass", "waves", "tissue"]
+    trained = [name for name, p in more.named_parameters() if p.requires_grad]
+    assert trained and all(name.endswith(("gamma.2", "beta.2")) for name in trained)
+    again = trainer()
+    again.fit(more, datamodule=data())
+    image = torch.rand(2, 3, 40, 30)
+    for style in (0, 1):
+        which = torch.tensor([style, style])
+        assert torch.equal(model.eval()(image, which), more.eval()(image, which))
+    old, new = torch.tensor([1, 1]), torch.tensor([2, 2])
+    assert not torch.allclose(more(image, old), more(image, new), atol=1e-3)
+    again.save_checkpoint(three := tmp_path / "three.ckpt")
+    loaded = FastStyleTransfer.load_from_checkpoint(three, weights_only=True)
+    assert loaded.style_names == more.style_names
+    assert torch.equal(loaded.eval()(image, new), more(image, new))
+
+
+def test_any_batch_of_images_serves() -> None:
+    images = list(torch.rand(8, 3, 32, 32))
+    loader = DataLoader(images, batch_size=4)  # type: ignore[arg-type]
+    trainer().fit(module(["waves"]), loader, DataLoader(images[:4], batch_size=4))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"styles": []}, "at least one style"),
+        ({"strength": -1.0}, "strength is the weight"),
+        ({"tv": -1.0}, "tv is a weight"),
+        ({"styles": ["a/x.png", "b/x.png"]}, "two styles are called 'x'"),
+        ({"styles": ["wave"]}, "no style 'wave'.*'waves'"),
+        ({"styles": ["no/file.png"]}, "no image file no/file.png"),
+        ({"extend": "no.ckpt"}, "no checkpoint no.ckpt"),
+        ({"content_layers": {"relu2_1": 0.0}}, "at least 0 and one above it"),
+        ({"norm": "batch"}, "has one style"),
+    ],
+)
+def test_bad_input_is_told(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        trainer().fit(module(**{"styles": ("waves", "tissue")} | changes), datamodule=data())
