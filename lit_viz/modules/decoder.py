@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from lightning import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
@@ -18,24 +16,24 @@ from torch.nn import functional as F
 from torchmetrics import MeanMetric
 
 from lit_viz import draw
-from lit_viz.errors import UsageError, check_at_least
+from lit_viz.errors import UsageError
 from lit_viz.functional import layer_table
 from lit_viz.functional.classes import names_of
 from lit_viz.functional.scores import class_scores
 from lit_viz.functional.synthesis import Reading, reading
 from lit_viz.guard import isolated_rng
 from lit_viz.layers import find_layer
+from lit_viz.modules.base import ShowingModule
 from lit_viz.networks import Decoder, Discriminator, load_network
 from lit_viz.networks.decoder import FORMAT
 from lit_viz.pixels import PixelSpace, find_pixel_space, given_pixel_space, guess_pixel_space, pixel_space_of
-from lit_viz.probing import Probe, load_probe, probe_from_batch, split_batch, to_network
-from lit_viz.writer import Writer
+from lit_viz.probing import load_probe, probe_from_batch, split_batch, to_network
 
 _EXAMPLES = 32  # images that are looked at for their size and their range
 _WINS = 0.1  # loss of the discriminator relative to the decoder's from it, below which it waits
 
 
-class FeatureDecoder(LightningModule):
+class FeatureDecoder(ShowingModule):
     r"""Trains a decoder to invert a layer of a classifier on images of yours; labels are not needed.
 
     $$10\,\overline{(\hat x - x)^2} + \sum_{l \in \{\text{mid},\,\text{code}\}}
@@ -127,8 +125,7 @@ class FeatureDecoder(LightningModule):
         lr_scheduler: LRSchedulerCallable | None = None,
         num_images: int = 8,
     ) -> None:
-        super().__init__()
-        check_at_least("num_images", num_images, 1)
+        super().__init__(num_images)
         if not pixel_weight >= 0:
             raise UsageError(f"pixel_weight must be at least 0, got {pixel_weight}.")
         if not adversarial_weight >= 0:
@@ -148,9 +145,8 @@ class FeatureDecoder(LightningModule):
         self.fingerprint = _fingerprint(self.classifier)
         self.layer, self.mid_layer = find_layer(model, layer)[0], mid_layer and find_layer(model, mid_layer)[0]
         self.pixel_weight, self.adversarial_weight = pixel_weight, adversarial_weight
-        self.width, self.num_images = width, num_images
+        self.width = width
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
-        self.written: Counter[str] = Counter()
         self.decoder: Decoder | None = None
         self.discriminator: Discriminator | None = None
         self._duels: list[Tensor] = []  # since the last step
@@ -158,7 +154,6 @@ class FeatureDecoder(LightningModule):
         self._told = mean is not None
         self.errors = nn.ModuleDict({name: MeanMetric() for name in ("loss", "pixel", "label_kept")})
         self._colors: Moments | None = None
-        self._probe: Probe | None = None
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (N, C, H, W), as the classifier takes them, to what is decoded from their codes, likewise."""
@@ -241,8 +236,7 @@ class FeatureDecoder(LightningModule):
         assert self.space is not None
         seen = Moments.of(self.space.to_color(images))
         self._colors = seen if self._colors is None else self._colors.merged(seen)
-        if self._probe is None and batch_index == 0 and dataloader_index == 0:
-            self._probe = self._chosen(batch)
+        self.choose(batch, batch_index, dataloader_index)
 
     def on_validation_epoch_end(self) -> None:
         colors = self._everywhere(self._colors)
@@ -254,7 +248,7 @@ class FeatureDecoder(LightningModule):
             # Equal on all ranks.
             self.log(f"val_{name}", value, prog_bar=name != "loss", sync_dist=True)
         if self.trainer.is_global_zero and not self.trainer.sanity_checking:
-            self._show()
+            self.show({f"reconstructions/{self.layer}": self._picture})
 
     def predict_step(self, batch: Any, batch_index: int, dataloader_index: int = 0) -> Tensor:
         """Decoded images, as the classifier takes them."""
@@ -382,28 +376,10 @@ class FeatureDecoder(LightningModule):
             merged = merged.merged(other)
         return merged
 
-    def _chosen(self, batch: Any) -> Probe:
-        loaders = self.trainer.val_dataloaders
-        loader = loaders[0] if isinstance(loaders, (list, tuple)) else loaders
-        return load_probe(self.trainer, self, loader, self.num_images) or probe_from_batch(batch, self.num_images)
-
-    def _show(self) -> None:
-        writer = Writer(self.trainer.loggers)
-        if self._probe is None or not writer.active:
-            return
-        try:
-            tag = f"reconstructions/{self.layer}"
-            writer.picture(tag, self._picture(), self.trainer.global_step)
-            self.written[tag] += 1
-            writer.flush()
-        except Exception as error:
-            # A picture is not worth a run.
-            rank_zero_warn(f"the reconstructions could not be drawn: {type(error).__name__}: {error}")
-
     def _picture(self) -> np.ndarray:
-        assert self._probe is not None and self.space is not None
+        assert self.probe is not None and self.space is not None
         with torch.no_grad():
-            images = to_network(self.trainer, self, self._probe.images)
+            images = to_network(self.trainer, self, self.probe.images)
             decoded = self(images)
             probabilities = [class_scores(self.classifier, x).float().softmax(dim=1) for x in (images, decoded)]
         rows = [draw.to_uint8(self.space.to_color(x)) for x in (images, decoded)]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from lightning import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
@@ -20,12 +20,13 @@ from torch.nn import functional as F
 from lit_viz import draw
 from lit_viz.errors import UsageError, check_at_least
 from lit_viz.functional.synthesis import total_variation
-from lit_viz.guard import isolated_rng
+from lit_viz.guard import isolated_rng, untouched
+from lit_viz.modules.base import ShowingModule
 from lit_viz.networks.perceptual import PerceptualNetwork
-from lit_viz.networks.style_loss import StyleLoss, StyleTerms, equivalent_iterations
+from lit_viz.networks.style_loss import Equivalent, StyleLoss, StyleTerms, equivalent_iterations
 from lit_viz.networks.transformer_net import ConditionalInstanceNorm, TransformerNet
 from lit_viz.pixels import PixelSpace, find_pixel_space, guess_pixel_space
-from lit_viz.probing import Probe, load_probe, probe_from_batch, split_batch, to_network
+from lit_viz.probing import split_batch, to_network
 from lit_viz.styles import picture_colors, style_picture
 from lit_viz.writer import Writer
 
@@ -33,7 +34,7 @@ _THUMBNAIL = 128  # px
 _STYLE_LAYERS = ("relu1_2", "relu2_2", "relu3_3", "relu4_3")  # of VGG16, as in the paper
 
 
-class FastStyleTransfer(LightningModule):
+class FastStyleTransfer(ShowingModule):
     r"""Trains a network that gives images a style in one pass, in one style or in many (Johnson et al. 2016).
 
     The loss is that of optimisation-based transfer, see `StyleLoss`, and a little total variation; a network learns to
@@ -108,12 +109,11 @@ class FastStyleTransfer(LightningModule):
         equivalent_limit: int = 200,
         seed: int = 0,
     ) -> None:
-        super().__init__()
+        super().__init__(num_images)
         self.save_hyperparameters(ignore=["optimizer", "lr_scheduler"])
         for name, value, least in (
             ("style_size", style_size, 16),
             ("calibration_batches", calibration_batches, 1),
-            ("num_images", num_images, 1),
             ("equivalent_images", equivalent_images, 0),
             ("equivalent_limit", equivalent_limit, 1),
         ):
@@ -129,8 +129,11 @@ class FastStyleTransfer(LightningModule):
             if norm == "batch" or told["norm"] == "batch":
                 raise UsageError("a network with batch norm has one style: train another one, with norm='instance'.")
             width, blocks = told["width"], told["blocks"]
+            # What is saved from here on stands for itself.
+            styles = [*before["styles"], *given]
+            self.hparams.update(styles=styles, width=width, blocks=blocks, extend=None)
         self.given = given
-        self.style_names = [*(before["style_names"] if before else []), *_names(given)]
+        self.style_names = _names([styles] if isinstance(styles, str) else styles)
         self.fresh = len(given)  # styles that are trained, the last ones
         count = len(self.style_names)
         self.net = TransformerNet(width, blocks, styles=count, norm=norm)
@@ -142,13 +145,15 @@ class FastStyleTransfer(LightningModule):
         self.loss: StyleLoss | None = None
         self.space: PixelSpace | None = None
         self.strength, self.tv, self.style_size, self.seed = strength, tv, style_size, seed
-        self.calibration_batches, self.num_images = calibration_batches, num_images
+        self.calibration_batches = calibration_batches
         self.equivalent_images, self.equivalent_limit = equivalent_images, equivalent_limit
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
-        self.written: Counter[str] = Counter()
         self._loss_state: dict[str, Tensor] = {}
+        self._before: dict[str, Tensor] = {}  # of the training that is extended: what its styles are
+        same = ("network", "weights", "options", "content_layers", "style_layers", "pooling", "seed")
+        if before is not None and all(before["hyper_parameters"][name] == self.hparams[name] for name in same):
+            self._before = {k.removeprefix("loss."): v for k, v in before["state_dict"].items() if "loss." in k}
         self._kept: list[Tensor] = []
-        self._probe: Probe | None = None
 
     def forward(self, colors: Tensor, style: Tensor | None = None) -> Tensor:
         """Images (N, 3, H, W), colours from 0 to 1, stylised; see `TransformerNet`."""
@@ -164,7 +169,7 @@ class FastStyleTransfer(LightningModule):
             layers, told["network"], told["weights"], options=told["options"], pooling=told["pooling"], seed=self.seed
         )
         if told["weights"] is None:
-            rank_zero_warn(f"the loss network has {network.told.split(', ', 1)[1]}: {network.told}.")
+            rank_zero_warn(f"images are compared by a network that was not trained ({network.told}); give weights.")
         loss = StyleLoss(
             network, told["content_layers"], style_layers, styles=len(self.style_names), strength=self.strength
         )
@@ -172,6 +177,8 @@ class FastStyleTransfer(LightningModule):
         if self._loss_state:
             self.loss.load_state_dict(self._loss_state)
             self._loss_state = {}
+        if self._before:
+            self.loss.take_styles(self._before)
 
     def _read_styles(self) -> None:
         """Gram matrices and thumbnails of the styles; not where they come from a checkpoint, which needs no files."""
@@ -232,7 +239,7 @@ class FastStyleTransfer(LightningModule):
 
     def validation_step(self, batch: Any, batch_index: int, dataloader_index: int = 0) -> None:
         colors = self._colors(split_batch(batch)[0])
-        for style in range(len(self.style_names) - self.fresh, len(self.style_names)):
+        for style in self._trained:
             _, terms = self._transferred(colors, torch.full((len(colors),), style, device=self.device))
             for name, value in terms.means().items():
                 kind, _, layer = name.partition("/")
@@ -248,12 +255,11 @@ class FastStyleTransfer(LightningModule):
         room = self.equivalent_images - sum(map(len, self._kept))
         if room > 0 and not self.trainer.sanity_checking:
             self._kept.append(colors[:room].detach().clone())
-        if self._probe is None and batch_index == 0 and dataloader_index == 0:
-            self._probe = self._chosen(batch)
+        self.choose(batch, batch_index, dataloader_index)
 
     def on_validation_epoch_end(self) -> None:
         if self.trainer.is_global_zero and not self.trainer.sanity_checking:
-            self._show()
+            self.show({f"stylized/{self.style_names[i]}": partial(self._picture, i) for i in self._trained})
             if not self.trainer.training:
                 self._count_iterations()
 
@@ -261,17 +267,23 @@ class FastStyleTransfer(LightningModule):
         if self.trainer.is_global_zero:
             self._count_iterations()
 
+    @property
+    def _trained(self) -> range:
+        """The styles that are trained, the last ones."""
+        return range(len(self.style_names) - self.fresh, len(self.style_names))
+
     def predict_step(self, batch: Any, batch_index: int, dataloader_index: int = 0) -> Tensor:
         """Images in the first style, colours (N, 3, H, W) from 0 to 1."""
         colors = self._colors(split_batch(batch)[0])
         return self(colors, torch.zeros(len(colors), dtype=torch.int64, device=self.device))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["style_names"] = self.style_names
+        styles = self.hparams["styles"]
+        checkpoint["styles"] = [styles] if isinstance(styles, str) else list(styles)
         checkpoint["rng_state"] = torch.get_rng_state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if "style_names" not in checkpoint:
+        if "styles" not in checkpoint:
             raise UsageError("the checkpoint holds no style network; give one that FastStyleTransfer left.")
         if self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
             torch.set_rng_state(checkpoint["rng_state"].cpu())  # a run that goes on sees what it would have seen
@@ -313,28 +325,9 @@ class FastStyleTransfer(LightningModule):
         made = self.net(colors, styles)
         return made, self.loss(made, self.loss.content_of(colors), styles)
 
-    def _chosen(self, batch: Any) -> Probe:
-        loaders = self.trainer.val_dataloaders
-        loader = loaders[0] if isinstance(loaders, (list, tuple)) else loaders
-        return load_probe(self.trainer, self, loader, self.num_images) or probe_from_batch(batch, self.num_images)
-
-    def _show(self) -> None:
-        writer = Writer(self.trainer.loggers)
-        if self._probe is None or not writer.active:
-            return
-        try:
-            for style in range(len(self.style_names) - self.fresh, len(self.style_names)):
-                tag = f"stylized/{self.style_names[style]}"
-                writer.picture(tag, self._picture(style), self.trainer.global_step)
-                self.written[tag] += 1
-            writer.flush()
-        except Exception as error:
-            # A picture is not worth a run.
-            rank_zero_warn(f"the stylized images could not be drawn: {type(error).__name__}: {error}")
-
     def _picture(self, style: int) -> np.ndarray:
-        assert self._probe is not None and self.loss is not None
-        colors = self._colors(to_network(self.trainer, self, self._probe.images))
+        assert self.probe is not None and self.loss is not None
+        colors = self._colors(to_network(self.trainer, self, self.probe.images))
         with torch.no_grad():
             made = self.net(colors, torch.full((len(colors),), style, device=self.device))
         thumbnail = draw.to_uint8(self.thumbnails[style].float() / 255)
@@ -354,22 +347,28 @@ class FastStyleTransfer(LightningModule):
         """Logs how many iterations of optimisation the network is worth."""
         if not self.equivalent_images or not self._kept or self.loss is None:
             return
-        colors = torch.cat(self._kept)
-        with torch.inference_mode(False), isolated_rng():
-            colors = colors.clone()
-            for style in range(len(self.style_names) - self.fresh, len(self.style_names)):
-                styles = torch.full((len(colors),), style, device=self.device)
-                with torch.no_grad():
-                    made = self.net(colors, styles)
-                found = equivalent_iterations(self.loss, made, colors, styles, limit=self.equivalent_limit)
-                name = self.style_names[style]
-                values = {f"gatys_equivalent/{name}": float(found.total)}
-                values |= {f"gatys_equivalent_{k}/{name}": float(getattr(found, k)) for k in ("content", "style")}
-                Writer(self.trainer.loggers).scalars(values, self.trainer.global_step)
+        writer, step = Writer(self.trainer.loggers), self.trainer.global_step
+        try:
+            for style in self._trained:
+                name, found = self.style_names[style], self._equivalent(style)
+                parts = {"": found.total, "_content": found.content, "_style": found.style}
+                writer.scalars({f"gatys_equivalent{part}/{name}": float(n) for part, n in parts.items()}, step)
                 rank_zero_info(
                     f"{name}: one pass is worth {found.total} iterations of L-BFGS (of the style alone {found.style}), "
-                    f"mean of {len(colors)} images."
+                    f"mean of {sum(map(len, self._kept))} images."
                 )
+        except Exception as error:
+            # A comparison is not worth a run.
+            rank_zero_warn(f"iterations could not be counted: {type(error).__name__}: {error}")
+
+    def _equivalent(self, style: int) -> Equivalent:
+        assert self.loss is not None
+        with untouched(self), torch.autocast(self.device.type, enabled=False):
+            colors = torch.cat(self._kept).clone()
+            styles = torch.full((len(colors),), style, device=self.device)
+            with torch.no_grad():
+                made = self.net(colors, styles)
+            return equivalent_iterations(self.loss, made, colors, styles, limit=self.equivalent_limit)
 
 
 def variation(colors: Tensor) -> Tensor:
@@ -402,6 +401,6 @@ def _read(checkpoint: str) -> dict[str, Any]:
         raise UsageError(f"there is no checkpoint {checkpoint}.") from None
     except Exception as error:
         raise UsageError(f"{checkpoint} can't be read as a checkpoint ({str(error).splitlines()[0]}).") from error
-    if not isinstance(found, dict) or "style_names" not in found:
+    if not isinstance(found, dict) or "styles" not in found:
         raise UsageError(f"{checkpoint} holds no style network; give one that FastStyleTransfer left.")
     return found

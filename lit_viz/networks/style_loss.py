@@ -12,6 +12,8 @@ from lit_viz.errors import UsageError
 from lit_viz.functional.style import content_distances, gram_matrix, style_distances
 from lit_viz.networks.perceptual import PerceptualNetwork
 
+_EVALUATIONS = 26  # of a line search and the start; by default one iteration has no room for a search
+
 Layers = str | Sequence[str] | Mapping[str, float]
 
 
@@ -108,6 +110,13 @@ class StyleLoss(nn.Module):
         for target, values in zip(self._grams(), features.values(), strict=True):
             target[index] = gram_matrix(values)[0]
         self.known[index] = True
+
+    @torch.no_grad()
+    def take_styles(self, state: Mapping[str, Tensor]) -> None:
+        """Takes the first styles from the state of another loss, with the same network and layers but fewer styles."""
+        count = len(state["known"])
+        for name in ("known", "style_scale", *(f"gram_{i}" for i in range(len(self.style_layers)))):
+            getattr(self, name)[:count] = state[name]
 
     @torch.no_grad()
     def calibrate(self, colors: Tensor) -> None:
@@ -219,7 +228,8 @@ def equivalent_iterations(
     """Iterations of L-BFGS, started from the content, after which its loss is as low as that of other images.
 
     The comparison of Johnson, Alahi & Fei-Fei (2016), for feed-forward networks: same loss, same weights, same size.
-    Both are means over the images. As theirs, L-BFGS takes a step an iteration, without a line search.
+    Both are means over the images. Each iteration has a line search for the strong Wolfe conditions: with steps of a
+    fixed length, as in the paper, the loss may jump up by orders of magnitude, and the network would seem better.
 
     Args:
         loss: The loss of both.
@@ -242,22 +252,35 @@ def equivalent_iterations(
         with torch.no_grad():
             parts.append(told(made[one], content, of)[1][0])
         image, course = colors[one].detach().clone().requires_grad_(), []
-        optimizer = torch.optim.LBFGS([image], max_iter=1, history_size=100, tolerance_grad=0, tolerance_change=0)
-
-        def closure(
-            image: Tensor = image,
-            content: Mapping[str, Tensor] = content,
-            of: Tensor | None = of,
-            course: list[Tensor] = course,
-        ) -> Tensor:
-            total, seen = told(image, content, of)
-            (image.grad,) = torch.autograd.grad(total.sum(), image)
-            course.append(seen[0])
-            return total.detach()
-
+        optimizer = torch.optim.LBFGS(
+            [image],
+            max_iter=1,
+            max_eval=_EVALUATIONS,
+            history_size=100,
+            tolerance_grad=0,
+            tolerance_change=0,
+            line_search_fn="strong_wolfe",
+        )
         with torch.enable_grad():
-            for _ in range(limit + 1):
-                optimizer.step(closure)
+            for iteration in range(limit + 1):
+
+                def closure(
+                    iteration: int = iteration,
+                    image: Tensor = image,
+                    content: Mapping[str, Tensor] = content,
+                    of: Tensor | None = of,
+                    course: list[Tensor] = course,
+                ) -> Tensor:
+                    total, seen = told(image, content, of)
+                    (image.grad,) = torch.autograd.grad(total.sum(), image)
+                    if len(course) == iteration:  # a line search asks several times
+                        course.append(seen[0])
+                    return total.detach().sum()
+
+                if iteration < limit:
+                    optimizer.step(closure)
+                else:
+                    closure()
         curves.append(torch.stack(course))
     mean, curve = torch.stack(parts).mean(dim=0), torch.stack(curves).mean(dim=0)
 
