@@ -21,8 +21,9 @@ from lit_viz.errors import UsageError, check_at_least
 from lit_viz.functional import Synthesis
 from lit_viz.functional.classes import class_index
 from lit_viz.functional.facets import Facets as Found
-from lit_viz.functional.scores import class_scores, probabilities
+from lit_viz.functional.scores import Model, class_scores, probabilities
 from lit_viz.layers import as_maps, head_of
+from lit_viz.pixels import PixelSpace
 from lit_viz.state import Accumulator, FeatureBank, Features
 
 MEMORY = 2**28  # bytes of images kept, of all classes together
@@ -34,7 +35,9 @@ class Facets(FeatureCallback):
 
     The validation images of the class are grouped by their features; for each group, or facet, the picture shows the
     images nearest to its middle, their mean, and the image that gradient ascent makes of that. See
-    `functional.find_facets` and `functional.facet_images`.
+    `functional.find_facets` and `functional.facet_images`. At the first look the largest facet is number 1; from then
+    on a number stays with the facet that has most images of the one that had it before, also in a run that goes on from
+    a checkpoint, see `functional.match_facets`.
 
     Tag: `facets/<class>`. Curves: `facets/<class>/probability`, the mean probability of the class for the images made.
 
@@ -79,11 +82,16 @@ class Facets(FeatureCallback):
         self.max_images, self.steps, self.center_biased = max_images, steps, center_biased
         self.found: dict[str, Found] = {}  # the last ones, by class
         self.made: dict[str, Synthesis] = {}
+        self._kinds: dict[str, list[Tensor]] = {}  # samples of the facets of the last look, by class
         self._of: dict[int, Features] = {}
         self._names: dict[int, str] = {}
         self._head: str | None = None  # to predict by, where there are no labels
         self._banks: dict[int, FeatureBank] = {}
         self._missing: set[str] = set()
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        self._kinds = {}  # the data may be others
 
     def thumbnail_shape(self, channels: int, height: int, width: int) -> tuple[int, int, int]:
         return channels, height, width  # they are averaged as the network takes them
@@ -151,43 +159,46 @@ class Facets(FeatureCallback):
                 self._tell_missing(name)
                 continue
             pictures = features.thumbnails
-            found = functional.find_facets(
-                features.values, pictures, count=self.count, nearest=self.nearest, seed=self.seed
-            )
-            found = replace(found, means=look.pixels.from_color(found.means / 255))
-            made = functional.facet_images(
+            found, made, p = class_facets(
                 look.model,
-                found,
+                features.values,
+                pictures,
                 index,
-                steps=self.steps,
-                center_biased=self.center_biased,
+                samples=features.samples,
+                before=self._kinds.get(name, ()),
+                count=self.count,
+                nearest=self.nearest,
                 seed=self.seed,
                 pixels=look.pixels,
+                steps=self.steps,
+                center_biased=self.center_biased,
                 score=look.score,
                 progress=look.model.trainer.progress_bar_callback is not None,
                 interruptible=False,
             )
             self.found[name], self.made[name] = found, made
-            assert made.scores is not None
-            p = probabilities(made.scores)[:, index].cpu()
+            self._kinds[name] = [features.samples[members] for members in found.members]
             tag = name.replace("/", "-")
-            drawn[f"{tag}/probability"] = float(p.mean())
+            drawn[f"{tag}/probability"] = float(np.mean(p))
             if look.model.trainer.is_global_zero:
                 most = " first" if len(pictures) == self._capacity else ""
                 drawn[tag] = facet_sheet(
                     found,
-                    draw.to_uint8(pictures.float() / 255),
-                    (
-                        draw.to_uint8(look.pixels.to_color(found.means)),
-                        draw.to_uint8(look.pixels.to_color(made.images)),
-                    ),
-                    p.tolist(),
-                    made.notes,
+                    made,
+                    p,
+                    pictures,
+                    look.pixels,
                     title=f"Facets of {name} · {look.when}",
                     of=f"the{most} {len(pictures)} validation images {'predicted as' if self._head else 'of'} {name}",
                     told=self.counted,
                 )
         return drawn
+
+    def memory(self) -> dict[str, Any]:
+        return {name: list(kinds) for name, kinds in self._kinds.items()}
+
+    def remember(self, memory: dict[str, Any]) -> None:
+        self._kinds = {name: list(kinds) for name, kinds in memory.items()}
 
     def _tell_missing(self, name: str) -> None:
         if name not in self._missing:
@@ -195,12 +206,50 @@ class Facets(FeatureCallback):
             rank_zero_warn(f"{self.name}: no image of the validation pass is {name}; it has no facets to draw.")
 
 
+def class_facets(
+    model: Model,
+    features: Tensor,
+    images: Tensor,
+    target: int,
+    *,
+    count: int,
+    nearest: int,
+    seed: int,
+    pixels: PixelSpace,
+    samples: Tensor | None = None,
+    before: Sequence[Tensor] = (),
+    **ascent: Any,
+) -> tuple[Found, Synthesis, list[float]]:
+    """The facets of a class, an image made for each, and the probability of the class for these.
+
+    Args:
+        model: See `functional.facet_images`.
+        features: (N, D), of the images of the class.
+        images: uint8 (N, C, H, W), in colours.
+        target: The class.
+        count: How many facets.
+        nearest: How many images to average.
+        seed: Of all that is at random.
+        pixels: How network input relates to colours.
+        samples: (N,), which samples of the data the images are, with `before`, see `functional.match_facets`.
+        before: The samples of earlier facets.
+        **ascent: See `functional.facet_images`.
+    """
+    found = functional.find_facets(features, images, count=count, nearest=nearest, seed=seed)
+    found = replace(found, means=pixels.from_color(found.means / 255))
+    if samples is not None:
+        found = functional.match_facets(found, samples, before)
+    made = functional.facet_images(model, found, target, seed=seed, pixels=pixels, **ascent)
+    assert made.scores is not None
+    return found, made, probabilities(made.scores)[:, target].tolist()
+
+
 def facet_sheet(
     found: Found,
-    images: np.ndarray,
-    shown: tuple[np.ndarray, np.ndarray],
+    made: Synthesis,
     p: Sequence[float],
-    notes: Sequence[str],
+    images: Tensor,
+    pixels: PixelSpace,
     *,
     title: str,
     of: str,
@@ -209,24 +258,25 @@ def facet_sheet(
     """The facets of a class as a sheet, one card each.
 
     Args:
-        found: The facets.
-        images: uint8 (N, H, W, 3), the images that they are of.
-        shown: The means and the images made of them, uint8 (K, H, W, 3) each.
+        found: The facets, their means as the network takes images.
+        made: What was made of these.
         p: The probability of the class for each image made.
-        notes: What went wrong with each.
+        images: uint8 (N, C, H, W), the images that they are of, in colours.
+        pixels: How network input relates to colours.
         title: Of the sheet.
         of: What the images are, in words.
         told: What else is to be said.
     """
+    means, pictures = (draw.to_uint8(pixels.to_color(shown)) for shown in (found.means, made.images))
     cards = []
     for k, members in enumerate(found.members):
-        nearest = [images[i] for i in members[:SHOWN].tolist()]
-        side = max(images.shape[1:3])
+        nearest = list(draw.to_uint8(images[members[:SHOWN]] / 255))
+        side = max(images.shape[2:])
         # As large as the others, whatever the number of members.
         group = draw.mosaic(nearest + [np.full_like(nearest[0], 255)] * (SHOWN - len(nearest)), side=side, gap=2)
         count = f"{len(members)} of {len(images)} images"
-        detail = " · ".join(filter(None, (count, notes[k])))
-        cards.append(draw.Card([group, shown[0][k], shown[1][k]], f"facet {k + 1}  p = {_probability(p[k])}", detail))
+        detail = " · ".join(filter(None, (count, made.notes[k])))
+        cards.append(draw.Card([group, means[k], pictures[k]], f"facet {k + 1}  p = {_probability(p[k])}", detail))
     note = f" {found.note}." if found.note else ""
     return draw.sheet(
         cards,

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from lit_viz import draw, functional
-from lit_viz.callbacks.facets import facet_sheet
+from lit_viz import functional
+from lit_viz.callbacks.facets import class_facets, facet_sheet
 from lit_viz.commands.base import Results, chosen_network, classes_of, output_paths, parser_for
 from lit_viz.errors import UsageError, check_at_least
 from lit_viz.functional.batches import fitting
 from lit_viz.functional.facets import STEPS
-from lit_viz.functional.scores import probabilities
 from lit_viz.networks import InputFacts, network_inputs
 from lit_viz.pixels import PixelSpace
 
@@ -71,30 +69,29 @@ def run(args: Sequence[str]) -> None:
     else:
         print(f"{int(own.sum())} of the {len(own)} images are taken for {name}; all are used.", flush=True)
         told = "of"
-    found = functional.find_facets(features, colors, count=given.facets, nearest=given.nearest, seed=given.seed)
-    found = replace(found, means=space.from_color(found.means / 255))
-    made = functional.facet_images(
+    found, made, p = class_facets(
         network.module,
-        found,
+        features,
+        colors,
         target,
-        steps=given.steps,
-        center_biased=given.center_biased,
+        count=given.facets,
+        nearest=given.nearest,
         seed=given.seed,
         pixels=space,
+        steps=given.steps,
+        center_biased=given.center_biased,
         progress=True,
     )
-    assert made.scores is not None
-    p = probabilities(made.scores)[:, target].cpu().tolist()
     for k in range(len(found)):
         results.image(f"mean-{k + 1}", found.means[k], space, tag=f"facets/mean/{k + 1}")
         path = results.image(f"facet-{k + 1}", made.images[k], space, tag=f"facets/made/{k + 1}")
         print(f"{path}  {name} {p[k]:.2f}, from {found.sizes[k]} images", flush=True)
     sheet = facet_sheet(
         found,
-        draw.to_uint8(colors.float() / 255),
-        (draw.to_uint8(space.to_color(found.means)), draw.to_uint8(space.to_color(made.images))),
+        made,
         p,
-        made.notes,
+        colors,
+        space,
         title=f"Facets of {name}",
         of=f"{len(colors)} images {told} {name}",
     )

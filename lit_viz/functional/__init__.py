@@ -12,7 +12,7 @@ from lit_viz.functional.cam import (
 )
 from lit_viz.functional.dream import Dream, GuideMatch, Octave, check_dream, deep_dream, dream_layer, dream_zoom
 from lit_viz.functional.embedding import PCA, align_signs, pca, silhouette, trustworthiness
-from lit_viz.functional.facets import Facets, facet_images, find_facets, head_features, tv_denoised
+from lit_viz.functional.facets import Facets, facet_images, find_facets, head_features, match_facets, tv_denoised
 from lit_viz.functional.faithfulness import (
     Curves,
     Randomization,
@@ -129,6 +129,7 @@ __all__ = [
     "layer_cam",
     "layer_maps",
     "layer_table",
+    "match_facets",
     "merge",
     "nearest_neighbors",
     "occlusion",

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -31,7 +31,7 @@ SIDE = 224.0  # px, for which the stages are given
 
 @dataclass(frozen=True, eq=False)
 class Facets:
-    """Kinds of images, the largest first.
+    """Kinds of images, the largest first, or in the order of earlier ones, see `match_facets`.
 
     Attributes:
         means: (K, C, H, W) float32, the mean of the images nearest to the middle of each facet, in the images' units.
@@ -132,6 +132,37 @@ def find_facets(
         centroids=torch.from_numpy(centroids[order]).float(),
         averaged=nearest,
         note=note,
+    )
+
+
+def match_facets(facets: Facets, samples: Tensor, before: Sequence[Tensor]) -> Facets:
+    """The same facets in the order of earlier ones of the same data, so that each kind keeps its number.
+
+    Pairs are those that have most images in common, over all of them (the assignment of Kuhn's Hungarian method, 1955).
+    Facets without a partner come last.
+
+    Args:
+        facets: From `find_facets`.
+        samples: (N,) int64, which samples of the data the images are.
+        before: For each earlier facet its samples, int64; none at all change nothing.
+
+    >>> features = torch.tensor([[0.0], [0.1], [0.2], [0.3], [9.0], [9.1], [9.2], [9.3]])
+    >>> facets = find_facets(features, features[:, :, None, None], count=2)
+    >>> match_facets(facets, torch.arange(8), [torch.tensor([6, 7]), torch.tensor([0, 1, 2])]).means.flatten()
+    tensor([9.1500, 0.1500])
+    """
+    from scipy.optimize import linear_sum_assignment  # takes half a second to import
+
+    shared = np.zeros((len(facets), len(before)))
+    for k, members in enumerate(facets.members):
+        shared[k] = [int(torch.isin(samples[members], earlier).sum()) for earlier in before]
+    place = dict(zip(*(found.tolist() for found in linear_sum_assignment(shared, maximize=True)), strict=True))
+    order = sorted(range(len(facets)), key=lambda k: place.get(k, len(before)))
+    return replace(
+        facets,
+        means=facets.means[order],
+        members=tuple(facets.members[k] for k in order),
+        centroids=facets.centroids[order],
     )
 
 

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from lit_viz import functional
 from lit_viz.callbacks import Facets
 from lit_viz.errors import UsageError
+from lit_viz.functional import Facets as Found
 from lit_viz.functional import facet_images, find_facets, head_features
 from lit_viz.pixels import PixelSpace
 from tests.conformance.harness import Blobs, Recorder, TinyModule, fit, loaders, trainer
@@ -55,6 +60,38 @@ def test_facets_of_the_images_with_the_label(module: TinyModule) -> None:
     numbers = {tag: value for tag, _, value in recorder.metrics if tag.startswith("facets/")}
     probability = float(by_hand.scores.softmax(dim=1)[:, 2].mean())
     assert numbers == {"facets/cat/probability": pytest.approx(probability, rel=1e-4)}
+
+
+def test_numbers_stay_with_the_kinds(module: TinyModule, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Facets that come in another order at the second epoch; in one run, and in one that goes on from a checkpoint."""
+    first: list[Found] = []
+
+    def find(*args: Any, **kwargs: Any) -> Found:
+        if not first:
+            first.append(find_facets(*args, **kwargs))
+            return first[0]
+        one = first[0]
+        return replace(one, means=one.means.flip(0), members=one.members[::-1], centroids=one.centroids.flip(0))
+
+    monkeypatch.setattr(functional, "find_facets", find)
+    data = DataLoader(Blobs(COUNT, 3), 6)
+
+    def run(epochs: int, checkpoint: Path | None = None) -> tuple[Facets, Trainer]:
+        callback = Facets("cat", facets=2, steps=2, mean=0.4, std=0.5, on_error="raise")
+        made = trainer([callback], max_epochs=epochs)
+        made.fit(TinyModule(), data, data, ckpt_path=checkpoint, weights_only=True)
+        return callback, made
+
+    whole, _ = run(2)
+    kinds = [m.tolist() for m in first[0].members]
+    assert [m.tolist() for m in whole.found["cat"].members] == kinds and kinds[0] != kinds[1]
+    first.clear()
+    _, half = run(1)
+    half.save_checkpoint(tmp_path / "half.ckpt")
+    resumed, _ = run(2, tmp_path / "half.ckpt")
+    assert [m.tolist() for m in resumed.found["cat"].members] == [m.tolist() for m in first[0].members]
+    fresh, _ = run(1)
+    assert [m.tolist() for m in fresh.found["cat"].members] == [m.tolist() for m in first[0].members[::-1]]
 
 
 class Unlabelled(Dataset[Tensor]):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from functools import cache
+from itertools import permutations
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lit_viz.errors import UsageError
-from lit_viz.functional import Channel, Facets, facet_images, find_facets, head_features, tv_denoised
+from lit_viz.functional import Channel, Facets, facet_images, find_facets, head_features, match_facets, tv_denoised
 from lit_viz.functional.facets import _Drawing
 from lit_viz.pixels import PixelSpace
 from tests.digits import SPACE, Convolutional, digits
@@ -107,6 +108,39 @@ def test_three_colours_of_blobs() -> None:
     made = facet_images(net, facets, 0, steps=30, pixels=PixelSpace())
     assert (made.objective > 0).all()
     assert made.images.mean(dim=(2, 3)).argmax(dim=1).tolist() == facets.means.mean(dim=(2, 3)).argmax(dim=1).tolist()
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_facets_are_matched_like_the_best_of_all_orders(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    before_count, count = ((3, 3), (4, 3), (2, 4))[seed % 3]
+    samples = torch.randperm(90, generator=generator)[:60]
+    facets = find_facets(torch.randn(60, 2, generator=generator), torch.rand(60, 1, 2, 2), count=count)
+    kinds = torch.randint(before_count, (90,), generator=generator)
+    before = [torch.where(kinds == k)[0] for k in range(before_count)]
+    matched = match_facets(facets, samples, before)
+    assert sorted(m.tolist() for m in matched.members) == sorted(m.tolist() for m in facets.members)
+    for members, centroid, mean in zip(matched.members, matched.centroids, matched.means, strict=True):
+        k = next(k for k, other in enumerate(facets.members) if torch.equal(members, other))
+        assert torch.equal(centroid, facets.centroids[k]) and torch.equal(mean, facets.means[k])
+
+    def shared(order: Any) -> int:
+        """How many images keep their number, where facets get the numbers of the earlier ones in that order."""
+        pairs = zip(order, facets.members, strict=False)
+        return sum(len(set(samples[m].tolist()) & set(before[k].tolist())) for k, m in pairs if k < before_count)
+
+    slots = range(max(count, before_count))
+    best = max(shared(order) for order in permutations(slots, count))
+    if count == before_count:
+        kept = sum(int(torch.isin(samples[m], b).sum()) for m, b in zip(matched.members, before, strict=True))
+        assert kept == best
+
+
+def test_facets_without_earlier_ones_stay_as_they_are() -> None:
+    facets = found()
+    for before in ([], [torch.tensor([10**6])] * 2):
+        same = match_facets(facets, torch.arange(sum(facets.sizes)), before)
+        assert [m.tolist() for m in same.members] == [m.tolist() for m in facets.members]
 
 
 def test_the_same_seed_gives_the_same() -> None:
