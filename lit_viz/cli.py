@@ -61,6 +61,9 @@ class LitVizTrainer(Trainer):
         print(format_layer_table(layer_table(model, image, containers=containers)))
 
 
+_FACTS = {"num_classes", "in_channels"}  # that models take from the data
+
+
 class SaveConfigBesideLogs(SaveConfigCallback):
     """Keeps the configuration of a run beside its logs; without a logger it would lie about in the working folder."""
 
@@ -100,13 +103,28 @@ class LitVizCLI(LightningCLI):
         return {**LightningCLI.subcommands(), "layers": {"model", "datamodule"}}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.link_arguments("data.num_classes", "model.init_args.num_classes", apply_on="instantiate")
-        parser.link_arguments("data.in_channels", "model.init_args.in_channels", apply_on="instantiate")
+        for fact in sorted(_FACTS, reverse=True):
+            parser.link_arguments(f"data.{fact}", f"model.init_args.{fact}", apply_on="instantiate")
         logger = {
             "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
             "init_args": {"save_dir": "runs", "name": "", "default_hp_metric": False},
         }
         parser.set_defaults({"trainer.logger": logger})
+
+    def _parse_ckpt_path(self) -> None:
+        """Settings that a checkpoint tells; without facts about the data that its model doesn't ask for.
+
+        Lightning parses anew with these settings, and then hands the facts to any model, as arguments unknown to it.
+        """
+        command = self.config.get("subcommand")
+
+        def others() -> Any:
+            return (self.config[command].get("model") or {}).get("dict_kwargs") or {}
+
+        known = set(others()) if command else set()
+        super()._parse_ckpt_path()
+        for name in (set(others()) - known) & _FACTS if command else ():
+            del others()[name]
 
     def after_fit(self) -> None:
         self._summarize()

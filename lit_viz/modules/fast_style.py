@@ -110,7 +110,9 @@ class FastStyleTransfer(ShowingModule):
         seed: int = 0,
     ) -> None:
         super().__init__(num_images)
-        self.save_hyperparameters(ignore=["optimizer", "lr_scheduler"])
+        # What a checkpoint tells goes before what is typed: not for what is asked anew each time.
+        asked = ["num_images", "equivalent_images", "equivalent_limit"]
+        self.save_hyperparameters(ignore=["optimizer", "lr_scheduler", *asked])
         for name, value, least in (
             ("style_size", style_size, 16),
             ("calibration_batches", calibration_batches, 1),

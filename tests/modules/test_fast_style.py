@@ -14,10 +14,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from lit_viz.cli import main
 from lit_viz.data import Photographs
 from lit_viz.errors import UsageError
 from lit_viz.modules import FastStyleTransfer
 
+CONFIGS = Path(__file__).parents[2] / "configs"
 SETTINGS: dict[str, Any] = {
     "network": "vgg11",
     "weights": None,
@@ -143,6 +145,34 @@ def test_any_batch_of_images_serves() -> None:
     images = list(torch.rand(8, 3, 32, 32))
     loader = DataLoader(images, batch_size=4)  # type: ignore[arg-type]
     trainer().fit(module(["waves"]), loader, DataLoader(images[:4], batch_size=4))  # type: ignore[arg-type]
+
+
+def test_the_configuration_trains_counts_and_adds_a_style(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    size = ["--data.size=32", "--data.val_patches=10", "--model.width=4", "--model.blocks=1"]
+    brief = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=2", "--trainer.limit_val_batches=1"]
+    usual = ["--config", str(CONFIGS / "fast_style.yaml"), "--trainer.enable_progress_bar=false", *size, *brief]
+    main(["fit", *usual])
+    assert "stylized/brush strokes" in capsys.readouterr().out
+    (first,) = (tmp_path / "runs").rglob("*.ckpt")
+    counted = ["--model.equivalent_images=2", "--model.equivalent_limit=3"]
+    main(["validate", *usual, *counted, f"--ckpt_path={first}"])
+    events = EventAccumulator(str(tmp_path / "runs/fast_style/version_1")).Reload()
+    (worth,) = events.Scalars("gatys_equivalent/brush strokes")
+    assert 0 <= worth.value <= 3
+    main(["fit", *usual, "--model.styles=waves", f"--model.extend={first}"])
+    (second,) = set((tmp_path / "runs").rglob("*.ckpt")) - {first}
+    first.unlink()
+    loaded = FastStyleTransfer.load_from_checkpoint(second, weights_only=True)
+    assert loaded.style_names == ["brush strokes", "waves"]
+    assert loaded.thumbnails.float().flatten(1).std(dim=1).min() > 10
+    # Its styles are all known, so that it is validated without a picture of them.
+    capsys.readouterr()
+    main(["validate", *usual, f"--ckpt_path={second}"])
+    out = capsys.readouterr().out
+    assert "stylized/brush strokes" in out and "stylized/waves" in out
 
 
 @pytest.mark.parametrize(
