@@ -333,16 +333,11 @@ class FastStyleTransfer(ShowingModule):
         with torch.no_grad():
             made = self.net(colors, torch.full((len(colors),), style, device=self.device))
         thumbnail = draw.to_uint8(self.thumbnails[style].float() / 255)
-        cards = [draw.Card([thumbnail], self.style_names[style], "the style")]
-        cards += [
-            draw.Card([np.concatenate([above, below])])
-            for above, below in zip(draw.to_uint8(colors), draw.to_uint8(made), strict=True)
-        ]
         return draw.sheet(
-            cards,
+            [draw.Card([*each, thumbnail]) for each in zip(draw.to_uint8(colors), draw.to_uint8(made), strict=True)],
+            columns=("content", "in one pass", "style"),
             title=f"In the style of {self.style_names[style]}",
-            subtitle=f"Above the content, below what the network makes of it in one pass. Trained by features of "
-            f"{self.loss.network.told}.",
+            subtitle=f"Trained by features of {self.loss.network.told}.",
         )
 
     def _count_iterations(self) -> None:
