@@ -43,6 +43,7 @@ from lit_viz.functional.scores import class_scores, probabilities, resolve_targe
 from lit_viz.functional.segmentation import best_threshold_iou, cut_out, iou, segment
 from lit_viz.functional.smooth_grad import smooth_grad
 from lit_viz.functional.spatial_layer import last_spatial_layer
+from lit_viz.functional.style import gram_matrix
 from lit_viz.functional.synthesis import (
     Channel,
     ClassScore,
@@ -113,6 +114,7 @@ __all__ = [
     "fooling_image",
     "format_layer_table",
     "grad_cam",
+    "gram_matrix",
     "guided_backprop",
     "guided_grad_cam",
     "head_features",
