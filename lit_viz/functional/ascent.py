@@ -155,7 +155,6 @@ RECIPES: dict[str, Recipe] = {
         scales=(0.9, 1.0, 1.1, 1.2, 1.4),
         degrees=10.0,
         discriminate=1.0,
-        settle=0.25,
     ),
     "small": Recipe(
         "fourier",
@@ -184,7 +183,7 @@ where an object has a few pixels only. "dgn-am" is for decoders, after Nguyen et
 as large as theirs all seeds end at one image, in a corner of the bounds of codes.
 """
 
-_SMALL_SIDE = 48  # px
+_SMALL_SIDE, _LARGE_SIDE = 48, 128  # px
 _NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
 
 
@@ -192,7 +191,8 @@ def recipe_for(model: Model, shape: Shape) -> Recipe:
     """A recipe that suits a network untuned.
 
     Below 48 pixels that is "small", else "natural", both in a spectrum, whose colours are decorrelated where there are
-    three. Normalisation layers make small contrasts large, and what they make of a pale image is less decided:
+    three. Below 128 pixels "natural" takes twice as many steps: they cost little there, and classes that a network is
+    not sure of need them. Normalisation layers make small contrasts large, and what they make of a pale image is less decided:
     networks without them get by with more decay where images are small.
 
     Args:
@@ -200,7 +200,8 @@ def recipe_for(model: Model, shape: Shape) -> Recipe:
         shape: Of its images, (C, H, W).
     """
     if min(shape[1:]) >= _SMALL_SIDE:
-        return RECIPES["natural"]
+        natural = RECIPES["natural"]
+        return natural if min(shape[1:]) >= _LARGE_SIDE else replace(natural, steps=2 * natural.steps)
     normalized = isinstance(model, nn.Module) and any(isinstance(m, _NORMS) for m in model.modules())
     return RECIPES["small"] if normalized else replace(RECIPES["small"], decay=0.05)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import signal
 import warnings
 from collections.abc import Callable
@@ -280,11 +281,12 @@ def test_real_networks_in_tiles(name: str, layer: str, tile: int, network: Netwo
     )
     torch.testing.assert_close(value, expected, rtol=1e-4, atol=0)
     assert relative(found, gradient) < 1e-3
-    # … and so the dreams are the same.
+    # … and so the dreams are the same; in double precision, since steps make much of what was rounded.
     settings: dict[str, Any] = {"octaves": 2, "steps": 2, "pixels": LITE0}
+    model, image = copy.deepcopy(model).double(), image.double()
     whole, tiled = (deep_dream(model, image, layer, tile=t, **settings) for t in (None, tile))
     assert whole.tiling is None and tiled.tiling is not None and tiled.tiling.exact
-    assert relative(tiled.images - image, whole.images - image) < 1e-2
+    assert relative(tiled.images - image, whole.images - image) < 1e-4
 
 
 def test_seams_do_not_show_where_the_halo_is_too_small(network: Network, photographs: Tensor) -> None:
