@@ -7,6 +7,7 @@ What is drawn is exactly what the callbacks log; nothing is touched up.
 
 from __future__ import annotations
 
+import json
 import sys
 import tempfile
 from pathlib import Path
@@ -173,6 +174,15 @@ def decoder(folder: Path) -> Image.Image:
     return Image.fromarray(picture)
 
 
+def styled(folder: Path) -> Image.Image:
+    """Photographs in the style that a network was trained for; some ten minutes."""
+    log = {"class_path": "CSVLogger", "init_args": {"save_dir": str(folder), "name": "style", "version": 0}}
+    run_command_line(
+        ["fit", "--config", str(ROOT / "configs" / "fast_style.yaml"), f"--trainer.logger={json.dumps(log)}"]
+    )
+    return Image.open(sorted((folder / "style").rglob("step_*.png"))[-1])
+
+
 def textures() -> Image.Image:
     """Three textures; more of each, pixel by pixel and by quilting; and where the pixels of the quilts come from."""
     from skimage import data
@@ -219,6 +229,7 @@ def main() -> None:
         keep(Image.open(inverted(folder)), "inversion")
         keep(Image.open(facets(folder)), "facets")
         keep(textures(), "textures")
+        keep(styled(folder), "style")
         keep(decoder(folder), "decoder")
 
 

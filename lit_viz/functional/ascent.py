@@ -192,8 +192,8 @@ def recipe_for(model: Model, shape: Shape) -> Recipe:
 
     Below 48 pixels that is "small", else "natural", both in a spectrum, whose colours are decorrelated where there are
     three. Below 128 pixels "natural" takes twice as many steps: they cost little there, and classes that a network is
-    not sure of need them. Normalisation layers make small contrasts large, and what they make of a pale image is less decided:
-    networks without them get by with more decay where images are small.
+    not sure of need them. Normalisation layers make small contrasts large, and what they make of a pale image is less
+    decided: networks without them get by with more decay where images are small.
 
     Args:
         model: The network.
