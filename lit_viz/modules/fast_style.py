@@ -310,8 +310,9 @@ class FastStyleTransfer(ShowingModule):
     def _colors(self, images: Tensor) -> Tensor:
         """Colours of images as the data give them."""
         if self.space is None:
-            data = getattr(self.trainer, "datamodule", None)
-            told = find_pixel_space(data, getattr(self.trainer.train_dataloader, "dataset", None), channels=3)
+            loaders = [self.trainer.train_dataloader, self.trainer.val_dataloaders, self.trainer.predict_dataloaders]
+            sets = [getattr(loader, "dataset", None) for loader in loaders]
+            told = find_pixel_space(getattr(self.trainer, "datamodule", None), *sets, channels=3)
             self.space = told or guess_pixel_space(images)
         return self.space.to_color(images)
 

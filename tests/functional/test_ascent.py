@@ -500,6 +500,24 @@ def fashion() -> tuple[Tensor, Tensor]:
     return torch.from_numpy(images.copy()).reshape(-1, 1, 28, 28), torch.from_numpy(labels.copy()).long()
 
 
+def test_decay_ends_where_the_image_settles() -> None:
+    """A network that doesn't care: only the decay changes the image, by a fifth in each step until then."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(36, 2, bias=False))
+    nn.init.zeros_(model[1].weight)
+    start = torch.full((1, 6, 6), 0.5)
+    for settle, steps in ((0.0, 10), (0.3, 7), (1.0, 0)):
+        recipe = Recipe(lr=1e-9, steps=10, decay=0.2, settle=settle)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = made(model, 1, recipe, start=start)
+        torch.testing.assert_close(found.images, start[None] * 0.8**steps)
+
+
+@pytest.mark.parametrize(("shape", "steps"), [((1, 28, 28), 128), ((3, 64, 64), 256), ((3, 224, 224), 128)])
+def test_small_images_get_more_steps(shape: tuple[int, int, int], steps: int) -> None:
+    assert recipe_for(convolutional(shape[0]), shape).steps == steps
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("normalized", [True, False])

@@ -48,6 +48,28 @@ def test_class_scores() -> None:
             ClassScore(target)(found)
 
 
+def test_log_odds_push_on_where_the_probability_is_near_one() -> None:
+    found = made(MAPS)
+    p = found.scores.double().softmax(dim=1)
+    for target in (2, [4, 0, 1]):
+        own = p[range(3), target]
+        odds = (own / (1 - own)).log().float()
+        torch.testing.assert_close(ClassScore(target, of="log_odds")(found), odds)
+    sure = torch.tensor([[40.0, 0.0, -3.0]], requires_grad=True)
+    slopes = {}
+    for of in ("log_probability", "log_odds"):
+        reading = Reading(found.images[:1], torch.zeros(1, dtype=torch.int64), {}, sure)
+        (slopes[of],) = torch.autograd.grad(ClassScore(0, of=of)(reading).sum(), sure)
+    assert slopes["log_probability"].abs().max() < 1e-12
+    rest = torch.tensor([0.0, -3.0]).softmax(dim=0)
+    torch.testing.assert_close(slopes["log_odds"], torch.tensor([[1.0, -rest[0], -rest[1]]]))
+    one = Reading(found.images, found.which, {}, found.scores[:, :1])  # the log-odds of two classes itself
+    assert torch.equal(ClassScore(0, of="log_odds")(one), found.scores[:, 0])
+    for of in ("score", "log_probability", "log_odds"):
+        with pytest.raises(UsageError, match="class index 5 is out of range"):
+            ClassScore(5, of=of)(found)
+
+
 def test_log_probabilities_are_as_precise_as_the_scores() -> None:
     found = Reading(torch.zeros(1, 1, 2, 2), torch.zeros(1, dtype=torch.int64), {}, torch.zeros(1, 4).double())
     assert ClassScore(0, of="log_probability")(found).dtype == torch.float64

@@ -155,6 +155,7 @@ class Ascent:
         *,
         images: Callable[[Tensor], Tensor] = lambda v: v,
         transforms: Sequence[Any] = (),
+        settle: int = 0,
         penalty: Callable[[Tensor], Tensor] = lambda v: v.new_zeros(()),
         after: Callable[[Tensor, Tensor, int], None] = lambda v, g, s: None,
     ) -> tuple[Tensor, Tensor]:
@@ -165,7 +166,7 @@ class Ascent:
             for step in range(steps):
                 shown = images(leaf)
                 changed = shown
-                for transform in transforms:
+                for transform in transforms if step < steps - settle else ():
                     changed = transform(changed, generator)
                 objective = self.score(self.model(changed)).sum()
                 optimizer.zero_grad()
@@ -181,8 +182,8 @@ class Ascent:
 
 
 @pytest.mark.parametrize("way", ["pixels", "fourier"])
-@pytest.mark.parametrize("batch_size", [None, 2])
-def test_all_parts_together_equal_a_loop_by_hand(way: str, batch_size: int | None) -> None:
+@pytest.mark.parametrize(("batch_size", "settle"), [(None, 0), (2, 0), (None, 2), (None, 6)])
+def test_all_parts_together_equal_a_loop_by_hand(way: str, batch_size: int | None, settle: int) -> None:
     model, fourier = small(torch.float64), Fourier((8, 9), SPACE)
     transforms = [RandomAffine(scales=[0.9, 1.1], degrees=10.0), Jitter(2)]
     adam = partial(torch.optim.Adam, lr=0.05)
@@ -207,6 +208,7 @@ def test_all_parts_together_equal_a_loop_by_hand(way: str, batch_size: int | Non
         parameterization=Pixels(SPACE) if way == "pixels" else fourier,
         make_optimizer=make,
         transforms=transforms,
+        settle=settle,
         penalties=[(0.01, total_variation), (0.02, p_norm)],
         constraints=constraints,
         steps=6,
@@ -224,6 +226,7 @@ def test_all_parts_together_equal_a_loop_by_hand(way: str, batch_size: int | Non
         make,
         images=to_images,
         transforms=transforms,
+        settle=settle,
         penalty=lambda v: 0.01 * total_variation(v) + 0.02 * v.square().sum(),
         after=after,
     )

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lit_viz.errors import UsageError
 from lit_viz.functional.synthesis import Fourier, Pixels, clip, eight_bit_rounded, flat, normal
-from lit_viz.functional.synthesis.parameterizations import _COLORS
+from lit_viz.functional.synthesis.parameterizations import _COLORS, color_covariance
 from lit_viz.pixels import PixelSpace
 
 IMAGENET = PixelSpace((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -193,3 +193,14 @@ def test_types_inside_a_default_of_bfloat16() -> None:
         torch.set_default_dtype(torch.float32)
     assert all(tensor.dtype == torch.float32 for tensor in found)
     torch.testing.assert_close(images, Fourier((6, 7), IMAGENET).images(values))
+
+
+def test_the_covariance_of_colours_is_that_of_decorrelated_ones_mixed() -> None:
+    """Numbers drawn apart from each other, and mixed as `Fourier` does, have it, up to the largest variance."""
+    drawn = np.random.default_rng(0).normal(size=(3, 400_000))
+    covariance = np.cov(np.array(_COLORS) @ drawn)
+    largest = np.linalg.eigvalsh(covariance)[-1]
+    np.testing.assert_allclose(color_covariance().numpy(), covariance / largest, atol=0.01)
+    brightness, hue = torch.ones(3).double(), torch.tensor([1.0, -2.0, 1.0]).double()
+    shrunk = [float((color_covariance() @ v).norm() / v.norm()) for v in (brightness, hue)]
+    assert shrunk[0] > 0.95 and shrunk[1] < 0.05
