@@ -21,7 +21,7 @@ STOREYS = [
     ["functional"],
     ["draw", "probing", "state", "writer", "background", "video", "styles"],
     ["networks"],
-    ["callbacks", "modules", "data", "showing"],
+    ["callbacks", "modules", "data", "showing", "stylizing"],
     ["commands"],
     ["cli"],
 ]
@@ -30,7 +30,7 @@ STOREY = {room: storey for storey, rooms in enumerate(STOREYS) for room in rooms
 # In these rooms files are siblings that don't import each other, but for these.
 SHARED = {
     "callbacks": {"base", "collecting", "attribution", "features"},
-    "modules": {"base"},
+    "modules": {"base", "synthesis"},
     "data": {"base"},
     "commands": {"base"},
 }

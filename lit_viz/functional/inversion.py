@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from lit_viz.functional.batches import fitting
 from lit_viz.functional.scores import check_images
 from lit_viz.functional.synthesis.objectives import Objective
 from lit_viz.functional.synthesis.optimize import optimize
-from lit_viz.functional.synthesis.optimizers import MakeOptimizer
+from lit_viz.functional.synthesis.optimizers import CosineAdam, MakeOptimizer
 from lit_viz.functional.synthesis.parameterizations import Fourier, Parameterization, Pixels, normal, per_channel
 from lit_viz.functional.synthesis.reading import Reading, reading, runs_in
 from lit_viz.functional.synthesis.regularizers import Penalty, p_norm, total_variation
@@ -210,28 +210,6 @@ def psnr(images: Tensor, others: Tensor, space: PixelSpace) -> Tensor:
     """
     difference = space.to_color(images) - space.to_color(others)
     return -10 * difference.square().flatten(-3).mean(dim=-1).log10()
-
-
-class CosineAdam(torch.optim.Adam):
-    """Adam whose rate falls along half a cosine to nothing: what is gained at the end is fine detail.
-
-    Args:
-        parameters: As for Adam.
-        lr: At the start.
-        steps: After how many steps it is nothing.
-    """
-
-    def __init__(self, parameters: Any, lr: float, *, steps: int) -> None:
-        super().__init__(parameters, lr=lr, betas=(0.9, 0.99))
-        for group in self.param_groups:
-            group.update(first_lr=lr, done=0, steps=steps)
-
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
-        """One step; `closure` computes the gradient."""
-        for group in self.param_groups:
-            group["lr"] = group["first_lr"] * 0.5 * (1 + math.cos(math.pi * group["done"] / max(1, group["steps"])))
-            group["done"] += 1
-        return super().step(closure)
 
 
 def default_steps(method: Method) -> int:

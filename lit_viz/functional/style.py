@@ -1,15 +1,13 @@
-"""Style: Gram matrices of features, and how far images are from each other in style and in content."""
+"""Style: Gram matrices of features, and colours that are those of another image."""
 
 from __future__ import annotations
-
-from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from lit_viz.errors import UsageError
 
-Features = Mapping[str, Tensor]
+_LUMINANCE = (0.299, 0.587, 0.114)  # of ITU-R BT.601
 
 
 def gram_matrix(features: Tensor, *, weights: Tensor | None = None) -> Tensor:
@@ -50,25 +48,57 @@ def gram_matrix(features: Tensor, *, weights: Tensor | None = None) -> Tensor:
         return flat @ flat.transpose(1, 2) / (count * features.shape[1])
 
 
-def style_distances(grams: Features, targets: Features) -> dict[str, Tensor]:
-    """Squared differences of Gram matrices, summed over their entries: (N,) for each layer.
+def match_colors(colors: Tensor, like: Tensor) -> Tensor:
+    r"""Colours of an image changed so that their mean and covariance are those of another one.
+
+    $$c' = \Sigma_t^{1/2}\, \Sigma_s^{-1/2}\,(c - \mu_s) + \mu_t$$
+
+    With a style's colours matched to the content first, transfer keeps the content's colours, and takes over the
+    strokes alone (Gatys, Bethge, Hertzmann & Shechtman, *Preserving Color in Neural Artistic Style Transfer*, 2016).
 
     Args:
-        grams: (N, C, C) by layer.
-        targets: Likewise, (N, C, C) or (1, C, C).
+        colors: (1, C, H, W), from 0 to 1.
+        like: (1, C, h, w), likewise.
+
+    Returns:
+        (1, C, H, W), float32; values out of range are cut off.
+
+    >>> grey = torch.tensor([0.1, 0.3]).reshape(1, 1, 1, 2)
+    >>> match_colors(grey, torch.tensor([0.4, 0.8]).reshape(1, 1, 1, 2)).flatten()
+    tensor([0.4000, 0.8000])
     """
-    return {name: (gram - targets[name]).square().flatten(1).sum(dim=1) for name, gram in grams.items()}
+    flat, other = (image[0].double().flatten(1) for image in (colors, like))
+    mean, wanted = flat.mean(dim=1, keepdim=True), other.mean(dim=1, keepdim=True)
+    change = _root(torch.cov(other, correction=0), 0.5) @ _root(torch.cov(flat, correction=0), -0.5)
+    return (change @ (flat - mean) + wanted).reshape(colors.shape).float().clamp(0, 1)
 
 
-def content_distances(features: Features, targets: Features) -> dict[str, Tensor]:
-    """Mean squared differences of features, (N,) for each layer, in 32 bits.
+def _root(covariance: Tensor, power: float) -> Tensor:
+    """The power of a covariance (C, C), or () of one channel; along directions without variance nothing is done."""
+    values, vectors = torch.linalg.eigh(covariance.reshape(-1, max(1, covariance.dim() and len(covariance))))
+    there = values > 1e-10 * values.amax().clamp(min=1e-10)
+    return vectors @ torch.diag(torch.where(there, values.clamp(min=1e-30), 1.0) ** power * there) @ vectors.T
+
+
+def luminance(colors: Tensor) -> Tensor:
+    """Brightness (N, 1, H, W) of colours (N, 3, H, W): the Y of YIQ, 0.299 R + 0.587 G + 0.114 B."""
+    weights = colors.new_tensor(_LUMINANCE).reshape(1, 3, 1, 1)
+    return (weights * colors).sum(dim=1, keepdim=True)
+
+
+def with_luminance(colors: Tensor, brightness: Tensor) -> Tensor:
+    """Colours whose hue is that of an image, and whose brightness another one's.
+
+    Y of YIQ is replaced, and I and Q stay: the difference in brightness is added to each of red, green and blue.
 
     Args:
-        features: (N, …) by layer.
-        targets: Likewise.
+        colors: (N, 3, H, W), from 0 to 1.
+        brightness: (N, 1, H, W), likewise.
+
+    Returns:
+        (N, 3, H, W); where such a colour is out of range it is mixed with grey of its brightness until it is not.
     """
-    found = {}
-    for name, values in features.items():
-        with torch.autocast(values.device.type, enabled=False):
-            found[name] = (values.float() - targets[name].float()).square().flatten(1).mean(dim=1)
-    return found
+    brightness = brightness.clamp(0, 1)
+    change = colors - luminance(colors)
+    room = torch.where(change > 0, (1 - brightness) / change.clamp(min=1e-6), brightness / (-change).clamp(min=1e-6))
+    return brightness + change * room.amin(dim=1, keepdim=True).clamp(max=1)

@@ -153,13 +153,13 @@ class _Inner(Reading):
         """First and after-last row, and column, of a layer's map that count."""
         stride = self.strides.get(name)
         found = [
-            _units(inner, size[i], self.images.shape[2 + i], None if stride is None else stride[i])
+            units(inner, size[i], self.images.shape[2 + i], None if stride is None else stride[i])
             for i, inner in enumerate((self.rows, self.columns))
         ]
         return found[0], found[1]
 
 
-def _units(inner: Size, count: int, length: int, stride: int | None) -> Size:
+def units(inner: Size, count: int, length: int, stride: int | None) -> Size:
     """From pixels of a tile of that length to those of a layer's `count` places along an axis."""
     ends = [x // stride if stride else round(x * count / length) for x in inner]
     start, stop = ends[0], count if inner[1] == length else ends[1]

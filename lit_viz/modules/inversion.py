@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
-from lightning import LightningModule
 from skimage import data
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
 
 from lit_viz import draw
 from lit_viz.draw.inversion import inversion_card, inversion_sheet
@@ -32,16 +28,15 @@ from lit_viz.functional.inversion import (
 )
 from lit_viz.functional.synthesis import reading
 from lit_viz.layers import find_layer
+from lit_viz.modules.synthesis import SynthesisModule, TakingTurns
 from lit_viz.networks import input_facts, load_network, network_inputs
 from lit_viz.networks.vgg_names import dotted_name, short_name, vgg_names
-from lit_viz.writer import Writer
 
 _VGG_LAYERS = ("relu2_2", "relu3_3", "relu4_3", "relu5_1", "relu5_3")
 _LAYERS = 5
-_SNAPSHOTS = 10
 
 
-class FeatureInversion(LightningModule):
+class FeatureInversion(SynthesisModule):
     """Reconstructs photographs from what layers of a network say of them (Mahendran & Vedaldi 2015).
 
     A training step is a step of `functional.invert_features` for every layer and restart; all steps are one epoch, and
@@ -102,15 +97,9 @@ class FeatureInversion(LightningModule):
         snapshot_every: int | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__()
+        super().__init__(default_steps(optimizer) if steps is None else steps, snapshot_every)
         self.save_hyperparameters()
-        # Steps are taken by hand: L-BFGS asks for the error many times in each.
-        self.automatic_optimization = False
         check_at_least("restarts", restarts, 1)
-        self.steps = default_steps(optimizer) if steps is None else steps
-        check_at_least("steps", self.steps, 1)
-        self.snapshot_every = max(1, self.steps // _SNAPSHOTS) if snapshot_every is None else snapshot_every
-        check_at_least("snapshot_every", self.snapshot_every, 1)
         self._make_optimizer = inversion_optimizer(optimizer, steps=self.steps, lr=lr)
         loaded = load_network(network, weights=weights, options=options)
         # Out of sight of Lightning: neither in checkpoints nor in training mode.
@@ -131,8 +120,6 @@ class FeatureInversion(LightningModule):
         rows = [list(range(i, i + len(each))) for i in range(0, len(self.made), len(each))]
         # What is optimised together, as indices of images made: an L-BFGS knows one error.
         self.together = rows if optimizer == "adam" else [[i] for row in rows for i in row]
-        self.register_buffer("done", torch.zeros((), dtype=torch.int64))
-        self.written: Counter[str] = Counter()
         self._matches: list[FeatureMatch] = []
         self._reads: list[Any] = []
         self._open = ExitStack()
@@ -155,9 +142,6 @@ class FeatureInversion(LightningModule):
         """Images (N, C, H, W), normalised, to the network's scores."""
         return self.network(images)
 
-    def train_dataloader(self) -> DataLoader[int]:
-        return DataLoader(_Steps(self.steps), batch_size=None)
-
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return TakingTurns([[self.made[i] for i in items] for items in self.together], self._make_optimizer)
 
@@ -176,14 +160,7 @@ class FeatureInversion(LightningModule):
     def teardown(self, stage: str) -> None:
         self._open.close()
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if int(self.done) >= self.steps:
-            checkpoint["optimizer_states"] = []  # what L-BFGS remembers is large, and of no use any more
-
-    def training_step(self, batch: int, batch_index: int) -> None:
-        if int(self.done) >= self.steps:  # a run that was stopped by max_steps and goes on in another epoch
-            self.trainer.should_stop = True
-            return
+    def advance(self) -> None:
         errors: dict[int, dict[str, Tensor]] = {}  # by turn, before the step
 
         def closure() -> Tensor:
@@ -205,16 +182,13 @@ class FeatureInversion(LightningModule):
         means = _means(errors.values())
         self._write_errors(means)
         self.log("error", sum(means.values()) / len(means), prog_bar=True, logger=False)
-        self.done += 1
-        if int(self.done) % self.snapshot_every == 0 and self.trainer.is_global_zero:
-            self._draw("forming/", torch.cat(self._made()))
 
     def on_train_end(self) -> None:
-        made = torch.cat(self._made())
         with torch.no_grad():
-            self._write_errors(_means(self._errors(one[None], [i]) for i, one in enumerate(made)))
+            made = enumerate(torch.cat(self._made()))
+            self._write_errors(_means(self._errors(one[None], [i]) for i, one in made))
         if self.trainer.is_global_zero:
-            self._draw("", made)
+            self.draw(final=True)
 
     def _errors(self, images: Tensor, items: Sequence[int]) -> dict[str, Tensor]:
         """The error of each layer for the images (n, C, H, W) made of these items."""
@@ -230,16 +204,14 @@ class FeatureInversion(LightningModule):
             return [self.parameterization.images(part) for part in values.split(size)]
 
     def _write_errors(self, means: dict[str, float]) -> None:
-        if self.trainer.is_global_zero:
-            named = {f"inversion/{self._short(name)}/error": value for name, value in means.items()}
-            Writer(self.trainer.loggers).scalars(named, int(self.done))
+        self.write_scalars({f"inversion/{self._short(name)}/error": value for name, value in means.items()})
 
     def _short(self, layer: str) -> str:
         return short_name(self.network, layer)
 
-    def _draw(self, part: str, made: Tensor) -> None:
+    def draw(self, *, final: bool) -> None:
         """Writes a sheet for each image, with a row for each restart and a column for each layer, and the likeness."""
-        writer, step, count = Writer(self.trainer.loggers), int(self.done), len(self.images)
+        made, step, count = torch.cat(self._made()), int(self.done), len(self.images)
         space, short = self.pixel_space, [self._short(name) for name in self.layers]
         columns = [" + ".join(short)] if self.jointly else short
         grid = made.unflatten(0, (-1, self.restarts, count))
@@ -258,56 +230,9 @@ class FeatureInversion(LightningModule):
             ]
             title = f"Inversion · {name} · step {step} of {self.steps}"
             picture = inversion_sheet(cards, columns, title=title, restarts=self.restarts)
-            self._picture(writer, f"inversion/{part}{name}", picture, step)
+            self.write(f"inversion/{'' if final else 'forming/'}{name}", picture)
         means = likeness.flatten(1).mean(dim=1).tolist()
-        writer.scalars({f"inversion/{name}/psnr": mean for name, mean in zip(columns, means, strict=True)}, step)
-
-    def _picture(self, writer: Writer, tag: str, picture: np.ndarray, step: int) -> None:
-        writer.picture(tag, picture, step)
-        writer.flush()
-        if writer.active:
-            self.written[tag] += 1
-
-
-class TakingTurns(torch.optim.Optimizer):
-    """Several optimizers that step one after the other, as one: `turn` tells a closure whose turn it is.
-
-    Args:
-        parameters: Those of each optimizer.
-        make: Makes an optimizer.
-    """
-
-    def __init__(
-        self, parameters: Sequence[list[nn.Parameter]], make: Callable[[list[Tensor]], torch.optim.Optimizer]
-    ) -> None:
-        super().__init__([p for of_one in parameters for p in of_one], {})
-        self.parts, self.turn = [make(list(of_one)) for of_one in parameters], 0
-
-    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
-        """One step of each."""
-        for turn, part in enumerate(self.parts):
-            self.turn = turn
-            part.step(closure)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"parts": [part.state_dict() for part in self.parts]}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        for part, state in zip(self.parts, state_dict["parts"], strict=True):
-            part.load_state_dict(state)
-
-
-class _Steps(Dataset[int]):
-    """Nothing but how many steps there are: the images lie in the module."""
-
-    def __init__(self, count: int) -> None:
-        self.count = count
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, index: int) -> int:
-        return index
+        self.write_scalars({f"inversion/{name}/psnr": mean for name, mean in zip(columns, means, strict=True)})
 
 
 def _means(errors: Iterable[dict[str, Tensor]]) -> dict[str, float]:

@@ -110,6 +110,11 @@ class PerceptualNetwork(nn.Module):
         """The network, as far as it is needed."""
         return self._held[0]
 
+    @property
+    def layers_inside(self) -> dict[str, str]:
+        """Dotted names of the layers in `module`."""
+        return self._names if self._steps is None else {name: str(step) for name, step in self._steps.items()}
+
     def forward(self, colors: Tensor, layers: Sequence[str] | None = None) -> dict[str, Tensor]:
         """Features of images.
 

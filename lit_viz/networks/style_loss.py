@@ -4,17 +4,47 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from lit_viz.errors import UsageError
-from lit_viz.functional.style import content_distances, gram_matrix, style_distances
+from lit_viz.functional.style import gram_matrix
 from lit_viz.networks.perceptual import PerceptualNetwork
 
 _EVALUATIONS = 26  # of a line search and the start; by default one iteration has no room for a search
 
 Layers = str | Sequence[str] | Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class StyleSums:
+    """What the loss is reckoned from: sums over places, so that those of the parts of an image add up to its own.
+
+    Attributes:
+        grams: (N, R, C, C) by layer, Gram matrices times how many places count; R is 1, or one for each mask.
+        places: (N, R) by layer, how many count.
+        content: (N,) by layer, squared differences.
+        numbers: By layer, of how many numbers.
+    """
+
+    grams: dict[str, Tensor]
+    places: dict[str, Tensor]
+    content: dict[str, Tensor]
+    numbers: dict[str, int]
+
+    def __add__(self, other: StyleSums) -> StyleSums:
+        def added(one: dict[str, Any], two: dict[str, Any]) -> dict[str, Any]:
+            return {name: value + two[name] for name, value in one.items()}
+
+        return StyleSums(
+            added(self.grams, other.grams),
+            added(self.places, other.places),
+            added(self.content, other.content),
+            added(self.numbers, other.numbers),
+        )
 
 
 @dataclass(frozen=True)
@@ -59,8 +89,8 @@ class StyleLoss(nn.Module):
 
     Args:
         network: Of the layers below.
-        content_layers: Names; or weights by name.
-        style_layers: Likewise.
+        content_layers: Names; or weights by name. None for textures, which have no content.
+        style_layers: Names, or weights by name.
         styles: How many there will be.
         strength: α.
 
@@ -76,7 +106,7 @@ class StyleLoss(nn.Module):
     def __init__(
         self,
         network: PerceptualNetwork,
-        content_layers: Layers,
+        content_layers: Layers | None,
         style_layers: Layers,
         *,
         styles: int = 1,
@@ -86,7 +116,7 @@ class StyleLoss(nn.Module):
         if not 0 <= strength < float("inf"):
             raise UsageError(f"strength is the weight of the style, at least 0; got {strength!r}.")
         self.network, self.strength, self.styles = network, strength, styles
-        self.content_layers = layer_shares("content_layers", content_layers)
+        self.content_layers = {} if content_layers is None else layer_shares("content_layers", content_layers)
         self.style_layers = layer_shares("style_layers", style_layers)
         self.register_buffer("known", torch.zeros(styles, dtype=torch.bool))
         self.register_buffer("calibrated", torch.zeros((), dtype=torch.int64))
@@ -99,16 +129,18 @@ class StyleLoss(nn.Module):
             self.register_buffer(f"gram_{i}", torch.zeros(styles, size, size))
 
     @torch.no_grad()
-    def set_style(self, index: int, colors: Tensor) -> None:
+    def set_style(self, index: int, colors: Tensor, mask: Tensor | None = None) -> None:
         """Tells what a style is.
 
         Args:
             index: Which of the styles.
             colors: (1, C, H, W), from 0 to 1, of any size: structures are taken at the size that they have in it.
+            mask: (1, 1, H, W), from 0 to 1: which part of it counts.
         """
         features = self.network(colors.to(self.content_scale.device), list(self.style_layers))
         for target, values in zip(self._grams(), features.values(), strict=True):
-            target[index] = gram_matrix(values)[0]
+            where = None if mask is None else masks_at(mask.to(values), (values.shape[2], values.shape[3]))
+            target[index] = gram_matrix(values, weights=where)[0]
         self.known[index] = True
 
     @torch.no_grad()
@@ -130,7 +162,7 @@ class StyleLoss(nn.Module):
         """
         features = self.network(colors.to(self.content_scale.device))
         content = [features[name].float().flatten(2) for name in self.content_layers]
-        variance = torch.stack([values.var(dim=2, correction=0).mean() for values in content])
+        variance = torch.tensor([values.var(dim=2, correction=0).mean() for values in content]).to(self.content_scale)
         grams = [gram_matrix(features[name]) for name in self.style_layers]
         far = [
             torch.stack([(gram - style).square().sum(dim=(1, 2)).mean() for style in target])
@@ -152,7 +184,14 @@ class StyleLoss(nn.Module):
         with torch.no_grad():
             return self.network(colors, list(self.content_layers))
 
-    def forward(self, colors: Tensor, content: Mapping[str, Tensor], style: Tensor | None = None) -> StyleTerms:
+    def forward(
+        self,
+        colors: Tensor,
+        content: Mapping[str, Tensor],
+        style: Tensor | None = None,
+        *,
+        masks: Tensor | None = None,
+    ) -> StyleTerms:
         """The loss of images.
 
         Args:
@@ -160,21 +199,54 @@ class StyleLoss(nn.Module):
             content: What `content_of` told of the content images.
             style: (N,) int64, which style each is to have; or (N, styles), shares of each, whose Gram matrices are
                 mixed. None for the only one.
+            masks: (N or 1, styles, H, W), from 0 to 1: where each style is wanted. Each is compared with the Gram
+                matrix of its own places, and counts by how many these are. Instead of `style`.
         """
-        features = self.network(colors)
-        mix = self._mix(style, len(colors))
-        grams = {name: gram_matrix(features[name]) for name in self.style_layers}
-        targets = {
-            name: torch.einsum("ns,sij->nij", mix, target)
-            for name, target in zip(self.style_layers, self._grams(), strict=True)
-        }
-        far = style_distances(grams, targets)
-        scale = mix @ self.style_scale
-        styles = {name: far[name] / scale[:, i] for i, name in enumerate(self.style_layers)}
-        kept = content_distances({name: features[name] for name in self.content_layers}, content)
-        contents = {name: kept[name] / self.content_scale[i] for i, name in enumerate(self.content_layers)}
-        total = sum(share * contents[name] for name, share in self.content_layers.items())
-        total = total + self.strength * sum(share * styles[name] for name, share in self.style_layers.items())
+        return self.terms(self.sums(self.network(colors), content, masks=masks), style)
+
+    def sums(
+        self, features: Mapping[str, Tensor], content: Mapping[str, Tensor], *, masks: Tensor | None = None
+    ) -> StyleSums:
+        """What the loss is reckoned from; the masks are brought to the size of the features."""
+        grams, places, kept = {}, {}, {}
+        for name in self.style_layers:
+            maps = features[name]
+            if masks is None:
+                grams[name] = gram_matrix(maps)[:, None] * maps[0, 0].numel()
+                places[name] = torch.full(grams[name].shape[:2], float(maps[0, 0].numel()), device=maps.device)
+            else:
+                where = masks_at(masks, (maps.shape[2], maps.shape[3])).expand(len(maps), -1, -1, -1)
+                counts = where.flatten(2).sum(dim=2)
+                each = [gram_matrix(maps, weights=one) for one in where.split(1, dim=1)]
+                grams[name], places[name] = torch.stack(each, dim=1) * counts[:, :, None, None], counts
+        for name in self.content_layers:
+            with torch.autocast(features[name].device.type, enabled=False):
+                kept[name] = (features[name].float() - content[name].float()).square().flatten(1).sum(dim=1)
+        numbers = {name: features[name][0].numel() for name in self.content_layers}
+        return StyleSums(grams, places, kept, numbers)
+
+    def terms(self, sums: StyleSums, style: Tensor | None = None) -> StyleTerms:
+        """The loss from its sums."""
+        styles, contents = {}, {}
+        total = torch.zeros((), device=self.style_scale.device)
+        for i, (name, share) in enumerate(self.style_layers.items()):
+            grams, places = sums.grams[name], sums.places[name]
+            own, target, scale = (
+                grams / places.clamp(min=1e-6)[:, :, None, None],
+                self._grams()[i],
+                self.style_scale[:, i],
+            )
+            if grams.shape[1] == 1:
+                mix = self._mix(style, len(grams))
+                target, scale = torch.einsum("ns,sij->nij", mix, target)[:, None], (mix @ scale)[:, None]
+            else:
+                target = target[None]
+            far = (own - target).square().sum(dim=(2, 3)) / scale
+            styles[name] = (far * places).sum(dim=1) / places.sum(dim=1).clamp(min=1e-6)
+            total = total + self.strength * share * styles[name]
+        for i, (name, share) in enumerate(self.content_layers.items()):
+            contents[name] = sums.content[name] / sums.numbers[name] / self.content_scale[i]
+            total = total + share * contents[name]
         return StyleTerms(contents, styles, total)
 
     def _mix(self, style: Tensor | None, count: int) -> Tensor:
@@ -188,6 +260,17 @@ class StyleLoss(nn.Module):
 
     def _grams(self) -> list[Tensor]:
         return [getattr(self, f"gram_{i}") for i in range(len(self.style_layers))]
+
+
+def masks_at(masks: Tensor, size: tuple[int, int]) -> Tensor:
+    """Masks (n, k, H, W) for maps of a layer, (n, k, *size): means over the pixels of each place.
+
+    Places count from the upper left, so that masks of a part of an image are parts of its masks.
+    """
+    strides = [max(1, round(length / count)) for length, count in zip(masks.shape[2:], size, strict=True)]
+    means = F.avg_pool2d(masks.float(), strides, ceil_mode=True)
+    missing = [max(0, count - length) for count, length in zip(size, means.shape[2:], strict=True)]
+    return F.pad(means, (0, missing[1], 0, missing[0]), mode="replicate")[..., : size[0], : size[1]]
 
 
 def layer_shares(name: str, layers: Layers) -> dict[str, float]:

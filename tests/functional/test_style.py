@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
 from lit_viz.errors import UsageError
-from lit_viz.functional.style import content_distances, gram_matrix, style_distances
+from lit_viz.functional.style import gram_matrix, luminance, match_colors, with_luminance
 
 
 def maps(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> torch.Tensor:
@@ -64,21 +65,45 @@ def test_large_features_in_16_bits_do_not_overflow(dtype: torch.dtype) -> None:
         torch.testing.assert_close(gram_matrix(features), gram, rtol=0, atol=0)
 
 
-def test_distances() -> None:
-    one, two = (
-        {"a": maps(2, 3, 3), "b": maps(2, 4, 4, seed=1)},
-        {"a": maps(1, 3, 3, seed=2), "b": maps(2, 4, 4, seed=3)},
-    )
-    found = style_distances(one, two)
-    for name in one:
-        for i in range(2):
-            torch.testing.assert_close(found[name][i], ((one[name][i] - two[name][i % len(two[name])]) ** 2).sum())
-    one, two = {"a": maps(2, 3, 4, 5)}, {"a": maps(2, 3, 4, 5, seed=1)}
-    for i in range(2):
-        expected = ((one["a"][i] - two["a"][i]) ** 2).mean().float()
-        torch.testing.assert_close(content_distances(one, two)["a"][i], expected)
-
-
 def test_vectors_have_no_style() -> None:
     with pytest.raises(UsageError, match=r"\(N, C, h, w\).*\(2, 3\)"):
         gram_matrix(torch.zeros(2, 3))
+
+
+def test_matched_colors_have_mean_and_covariance_of_the_other_image() -> None:
+    generator = torch.Generator().manual_seed(0)
+    mixing = torch.tensor([[0.10, 0.02, 0.0], [0.03, 0.08, 0.01], [0.0, 0.04, 0.06]])
+    like = 0.5 + torch.einsum("dc,nchw->ndhw", mixing, torch.randn(1, 3, 30, 40, generator=generator).clamp(-2, 2))
+    colors = torch.rand(1, 3, 20, 25, generator=generator)
+    found = match_colors(colors, like)
+    inside = ((found > 0) & (found < 1)).all()
+    assert inside  # otherwise what is compared below was cut off
+    for a, b in ((found, like),):
+        torch.testing.assert_close(a.mean(dim=(2, 3)), b.mean(dim=(2, 3)), atol=1e-5, rtol=0)
+        covariances = [np.cov(image[0].flatten(1).numpy(), ddof=0) for image in (a, b)]
+        np.testing.assert_allclose(*covariances, atol=1e-6)
+    torch.testing.assert_close(match_colors(like, like), like, atol=1e-5, rtol=0)
+    # Along directions without variance nothing can be stretched.
+    flat = match_colors(torch.full((1, 3, 4, 4), 0.2), like)
+    torch.testing.assert_close(flat, like.mean(dim=(2, 3), keepdim=True).expand_as(flat), atol=1e-5, rtol=0)
+
+
+def test_brightness_takes_the_place_of_brightness() -> None:
+    from skimage.color import rgb2yiq
+
+    generator = torch.Generator().manual_seed(0)
+    colors = 0.3 + 0.4 * torch.rand(2, 3, 5, 6, generator=generator)
+    wanted = 0.4 + 0.2 * torch.rand(2, 1, 5, 6, generator=generator)
+    found = with_luminance(colors, wanted)
+    before, after = (rgb2yiq(image.permute(0, 2, 3, 1).numpy()) for image in (colors, found))
+    np.testing.assert_allclose(after[..., 0], wanted[:, 0].numpy(), atol=2e-3)  # scikit-image has rounded weights
+    inside = ((found > 1e-3) & (found < 1 - 1e-3)).all(dim=1).numpy()
+    assert inside.mean() > 0.8
+    np.testing.assert_allclose(after[..., 1:][inside], before[..., 1:][inside], atol=2e-3)
+    torch.testing.assert_close(luminance(colors)[:, 0], torch.from_numpy(before[..., 0]), atol=2e-3, rtol=0)
+    # Where such a colour does not exist, a paler one of that brightness stands in.
+    red = torch.tensor([1.0, 0.0, 0.0]).reshape(1, 3, 1, 1)
+    for y in (0.0, 0.1, 0.9, 1.0):
+        found = with_luminance(red, torch.full((1, 1, 1, 1), y))
+        assert found.min() >= 0 and found.max() <= 1 + 1e-6
+        assert float(luminance(found)) == pytest.approx(y, abs=1e-6)
