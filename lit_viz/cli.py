@@ -19,7 +19,7 @@ import lit_viz.callbacks
 import lit_viz.data
 import lit_viz.modules  # noqa: F401
 from lit_viz.callbacks import VisualizationCallback
-from lit_viz.commands import COMMANDS, run_command
+from lit_viz.commands import COMMANDS, command_of, run_command
 from lit_viz.commands.base import how_to_look, short_path
 from lit_viz.errors import UsageError
 from lit_viz.functional import format_layer_table, layer_table
@@ -183,8 +183,8 @@ def main(args: Sequence[str] | None = None) -> None:
     if args is None:
         sys.argv[1:] = _with_known_configs(sys.argv[1:])
     try:
-        if asked and asked[0] in COMMANDS:
-            run_command(asked[0], asked[1:])
+        if (command := command_of(asked)) is not None:
+            run_command(command, asked[1:])
             return
         LitVizCLI(args=None if args is None else _with_known_configs(list(args)))
     except Exception as error:

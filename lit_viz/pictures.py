@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -45,3 +47,43 @@ def eight_bit(picture: Image.Image, channels: int) -> Image.Image:
         picture = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
     return picture.convert("RGB" if channels == 3 else "L")
+
+
+def eight_bit_alpha(picture: Image.Image) -> tuple[Image.Image, Image.Image | None]:
+    """A picture of any mode as RGB, upright, in 8 bits, and how opaque it is (mode L); None where all of it is.
+
+    What can't be seen at all becomes white; what shines through keeps its own colour.
+    """
+    if not picture.has_transparency_data:
+        return eight_bit(picture, 3), None
+    picture = ImageOps.exif_transpose(picture).convert("RGBA")
+    opacity = picture.getchannel("A")
+    if opacity.getextrema() == (255, 255):
+        return picture.convert("RGB"), None
+    white = Image.new("RGB", picture.size, "white")
+    return Image.composite(picture.convert("RGB"), white, opacity.point(lambda value: 255 if value else 0)), opacity
+
+
+@contextmanager
+def whole(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A file that is there whole or not at all: what this yields is written, and then takes its place.
+
+    Makes the folder where it is missing. Whatever stops the writing, Ctrl-C too, nothing is left of it, and a file
+    that was there before stays.
+
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> with whole(folder / "a.txt") as partial:
+    ...     _ = partial.write_text("all of it")
+    >>> [file.name for file in folder.iterdir()]
+    ['a.txt']
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # With its ending, by which writers know what is wanted.
+    partial = path.with_name(f"{path.stem}.partial{path.suffix}")
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -22,6 +22,7 @@ from lit_viz.functional.synthesis.optimizers import CosineAdam, MakeOptimizer
 from lit_viz.networks.perceptual import PerceptualNetwork
 from lit_viz.networks.style_loss import StyleTerms
 from lit_viz.networks.style_target import StyleTarget
+from lit_viz.pictures import whole
 from lit_viz.pixels import PixelSpace
 from lit_viz.writer import Writer, encoded
 
@@ -210,7 +211,8 @@ class StyleSynthesis(SynthesisModule):
                 penalty = penalty + self.tv * total_variation(colors).sum() / colors.numel()
                 image = colors.expand(-1, 3, -1, -1)
             terms, gradient = self._targets[turn - scale * self.count](image.detach())
-            (values.grad,) = torch.autograd.grad((image * gradient).sum() + penalty, values)
+            (slope,) = torch.autograd.grad((image * gradient).sum() + penalty, values)
+            values.grad = slope.contiguous()  # L-BFGS takes no other order of pixels
             seen.setdefault(turn, terms)
             return (terms.total.sum() + penalty).detach()
 
@@ -273,13 +275,8 @@ class StyleSynthesis(SynthesisModule):
             path = Path(self.out) / f"{self.name(index)}.png"
             pixels = (255 * image[0]).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
             try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                partial_file = path.with_suffix(".partial")
-                try:
-                    partial_file.write_bytes(encoded(pixels))
-                    partial_file.replace(path)
-                finally:
-                    partial_file.unlink(missing_ok=True)
+                with whole(path) as file:
+                    file.write_bytes(encoded(pixels))
             except OSError as error:
                 rank_zero_warn(f"{path} could not be written: {error}")
             else:

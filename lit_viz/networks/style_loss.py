@@ -306,13 +306,18 @@ class Equivalent:
 
 
 def equivalent_iterations(
-    loss: StyleLoss, made: Tensor, colors: Tensor, style: Tensor | None = None, *, limit: int = 200
+    loss: StyleLoss,
+    made: Tensor,
+    colors: Tensor,
+    style: Tensor | None = None,
+    *,
+    limit: int = 200,
+    curves: Tensor | None = None,
 ) -> Equivalent:
     """Iterations of L-BFGS, started from the content, after which its loss is as low as that of other images.
 
     The comparison of Johnson, Alahi & Fei-Fei (2016), for feed-forward networks: same loss, same weights, same size.
-    Both are means over the images. Each iteration has a line search for the strong Wolfe conditions: with steps of a
-    fixed length, as in the paper, the loss may jump up by orders of magnitude, and the network would seem better.
+    Both are means over the images.
 
     Args:
         loss: The loss of both.
@@ -320,21 +325,51 @@ def equivalent_iterations(
         colors: (N, C, H, W), the content.
         style: See `StyleLoss.forward`.
         limit: The last iteration.
+        curves: What `iteration_curves` told for the same content, so that several can be compared with it.
     """
+    parts = []
+    with torch.no_grad():
+        for i in range(len(colors)):
+            one = slice(i, i + 1)
+            terms = loss(made[one], loss.content_of(colors[one]), None if style is None else style[one])
+            parts.append(_parts(loss, terms)[0])
+    mean = torch.stack(parts).mean(dim=0)
+    curve = iteration_curves(loss, colors, style, limit=limit) if curves is None else curves
 
-    def told(images: Tensor, content: Mapping[str, Tensor], of: Tensor | None) -> tuple[Tensor, Tensor]:
-        terms = loss(images, content, of)
-        kept = sum(share * terms.content[name] for name, share in loss.content_layers.items())
-        styled = sum(share * terms.style[name] for name, share in loss.style_layers.items())
-        return terms.total, torch.stack([terms.total, kept, styled], dim=-1).detach()
+    def first(reached: Tensor) -> int:
+        found = reached.nonzero()
+        return int(found[0]) if len(found) else len(curve) - 1
 
-    parts, curves = [], []
+    return Equivalent(
+        total=first(curve[:, 0] <= mean[0]),
+        content=first(curve[:, 1] >= mean[1]),
+        style=first(curve[:, 2] <= mean[2]),
+        curves=curve,
+    )
+
+
+def iteration_curves(loss: StyleLoss, colors: Tensor, style: Tensor | None = None, *, limit: int = 200) -> Tensor:
+    """How the loss falls in L-BFGS on pixels, each image by itself, started from the content.
+
+    Each iteration has a line search for the strong Wolfe conditions: with steps of a fixed length, as in the paper, the
+    loss may jump up by orders of magnitude, and a network that is compared with it would seem better.
+
+    Args:
+        loss: The loss.
+        colors: (N, C, H, W), from 0 to 1.
+        style: See `StyleLoss.forward`.
+        limit: The last iteration.
+
+    Returns:
+        (limit + 1, 3), mean over the images of the total, content and style before each iteration.
+    """
+    curves = []
     for i in range(len(colors)):
-        one, content = slice(i, i + 1), loss.content_of(colors[i : i + 1])
-        of = None if style is None else style[one]
-        with torch.no_grad():
-            parts.append(told(made[one], content, of)[1][0])
-        image, course = colors[one].detach().clone().requires_grad_(), []
+        one = slice(i, i + 1)
+        content, of = loss.content_of(colors[one]), None if style is None else style[one]
+        # L-BFGS takes no other order of pixels.
+        image = colors[one].detach().clone(memory_format=torch.contiguous_format).requires_grad_()
+        course = list[Tensor]()
         optimizer = torch.optim.LBFGS(
             [image],
             max_iter=1,
@@ -354,26 +389,22 @@ def equivalent_iterations(
                     of: Tensor | None = of,
                     course: list[Tensor] = course,
                 ) -> Tensor:
-                    total, seen = told(image, content, of)
-                    (image.grad,) = torch.autograd.grad(total.sum(), image)
+                    terms = loss(image, content, of)
+                    image.grad = torch.autograd.grad(terms.total.sum(), image)[0].contiguous()
                     if len(course) == iteration:  # a line search asks several times
-                        course.append(seen[0])
-                    return total.detach().sum()
+                        course.append(_parts(loss, terms)[0])
+                    return terms.total.detach().sum()
 
                 if iteration < limit:
                     optimizer.step(closure)
                 else:
                     closure()
         curves.append(torch.stack(course))
-    mean, curve = torch.stack(parts).mean(dim=0), torch.stack(curves).mean(dim=0)
+    return torch.stack(curves).mean(dim=0)
 
-    def first(reached: Tensor) -> int:
-        found = reached.nonzero()
-        return int(found[0]) if len(found) else limit
 
-    return Equivalent(
-        total=first(curve[:, 0] <= mean[0]),
-        content=first(curve[:, 1] >= mean[1]),
-        style=first(curve[:, 2] <= mean[2]),
-        curves=curve,
-    )
+def _parts(loss: StyleLoss, terms: StyleTerms) -> Tensor:
+    """Total, content and style, with the weights of layers, (N, 3)."""
+    kept = sum(share * terms.content[name] for name, share in loss.content_layers.items())
+    styled = sum(share * terms.style[name] for name, share in loss.style_layers.items())
+    return torch.stack([terms.total, torch.zeros_like(terms.total) + kept, styled], dim=-1).detach()

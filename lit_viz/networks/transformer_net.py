@@ -75,7 +75,7 @@ class TransformerNet(nn.Module):
         height, width = colors.shape[2:]
         # To whole multiples of what the way down divides by.
         x = F.pad(colors, (0, -width % 4, 0, -height % 4), mode="reflect") - 0.5
-        mix = self._mix(style, len(x), x)
+        mix = self.mix(style, x)
         for block in self.down:
             x = F.relu(block(x, mix))
         for one, two in self.residual:
@@ -85,7 +85,12 @@ class TransformerNet(nn.Module):
         x = self.last(F.pad(x, (4, 4, 4, 4), mode="reflect"))
         return torch.sigmoid(x[..., :height, :width].float())
 
-    def _mix(self, style: Tensor | None, count: int, like: Tensor) -> Tensor | None:
+    def mix(self, style: Tensor | None, like: Tensor) -> Tensor | None:
+        """Shares (N, styles) of each style, from what `forward` is given, of a tensor's type; None for the only one.
+
+        Raises:
+            UsageError: If nothing is given, and there are several.
+        """
         if style is None:
             if self.styles != 1:
                 raise UsageError(f"the network has {self.styles} styles: say which.")
@@ -111,6 +116,24 @@ class Block(nn.Module):
         x = self.conv(F.pad(x, (self.pad,) * 4, mode="reflect"))
         return self.norm(x) if isinstance(self.norm, nn.BatchNorm2d) else self.norm(x, mix)
 
+    def affine(self, mean: Tensor, variance: Tensor, mix: Tensor | None) -> tuple[Tensor, Tensor]:
+        """What the norm of a network that is not in training multiplies a map with, and then adds to it.
+
+        Args:
+            mean: (N, C), of the convolved map; batch norm does not ask for it.
+            variance: Likewise.
+            mix: Shares (N, styles) of each style, None for the only one.
+
+        Returns:
+            Twice (N, C).
+        """
+        norm = self.norm
+        if not isinstance(norm, nn.BatchNorm2d):
+            return norm.affine(mean, variance, mix)
+        assert norm.running_mean is not None and norm.running_var is not None
+        factor = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+        return factor.expand_as(mean), (norm.bias - norm.running_mean * factor).expand_as(mean)
+
 
 class ConditionalInstanceNorm(nn.Module):
     """Mean 0 and variance 1 for each channel of each image, then γ and β of its style.
@@ -129,10 +152,14 @@ class ConditionalInstanceNorm(nn.Module):
     def forward(self, x: Tensor, mix: Tensor | None) -> Tensor:
         """(N, C, h, w) and shares (N, styles) of each style, None for the only one."""
         with torch.autocast(x.device.type, enabled=False):
-            gamma, beta = (torch.stack(list(p)).float() for p in (self.gamma, self.beta))
-            if mix is not None:
-                gamma, beta = mix.float() @ gamma, mix.float() @ beta
             variance, mean = torch.var_mean(x.float(), dim=(2, 3), correction=0)
-            factor = gamma * torch.rsqrt(variance + _EPSILON)
-            shift = beta - mean * factor
+            factor, shift = self.affine(mean, variance, mix)
         return x * factor[:, :, None, None].to(x) + shift[:, :, None, None].to(x)
+
+    def affine(self, mean: Tensor, variance: Tensor, mix: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Factor and shift (N, C) for maps of that mean and variance (N, C), in 32 bits."""
+        gamma, beta = (torch.stack(list(p)).float() for p in (self.gamma, self.beta))
+        if mix is not None:
+            gamma, beta = mix.float() @ gamma, mix.float() @ beta
+        factor = gamma * torch.rsqrt(variance + _EPSILON)
+        return factor, beta - mean * factor

@@ -285,3 +285,32 @@ def test_the_configurations_run(config: str, tmp_path: Path, monkeypatch: pytest
     assert len(list((tmp_path / "pictures").glob("*.png"))) == 1
     told = capsys.readouterr().out
     assert "Pictures logged" in told and ("texture/tissue" in told or "style/astronaut" in told)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["gravel", "brick", "grass"])
+def test_textures_are_nearer_than_two_halves_of_a_photograph(name: str, tmp_path: Path) -> None:
+    """By the network that they were made by, and by another one, which has seen none of it."""
+    pytest.importorskip("efficientnet_lite_pytorch")
+    layers = ["_blocks.0", "_blocks.2", "_blocks.4", "_blocks.7"]
+    source = save(getattr(data, name)(), tmp_path / f"{name}.png")
+    module = TextureSynthesis(
+        source, network="efficientnet_lite0", layers=layers, scales=2, steps=300, out=None, snapshot_every=300
+    )
+    fit(module)
+    made, wanted = module.images()[0], module.source
+    noise = torch.rand(wanted.shape, generator=torch.Generator().manual_seed(5))
+    pixels = torch.stack([made.mean(dim=1).flatten(), wanted.mean(dim=1).flatten()])
+    assert torch.corrcoef(pixels)[0, 1].abs() < 0.1
+    other = PerceptualNetwork(["relu", "layer1", "layer2"], "resnet18", None, seed=3)
+    for network, least in ((module.network, 50), (other, 10)):
+
+        def off(one: Tensor, two: Tensor, network: PerceptualNetwork = network) -> Tensor:
+            grams = [[gram_matrix(f)[0] for f in network(x).values()] for x in (one, two)]
+            return torch.stack([(a - b).square().sum() for a, b in zip(*grams, strict=True)])
+
+        found = off(made, wanted)
+        assert (found < off(noise, wanted) / least).all()
+        if network is module.network:
+            halves = off(wanted[..., :128], wanted[..., 128:]) + off(wanted[..., :128, :], wanted[..., 128:, :])
+            assert (found < halves / 2).all()
