@@ -11,12 +11,13 @@ import json
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import Callback, seed_everything
+from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
-from PIL import Image
+from PIL import Image, ImageOps
 
 import lit_viz
 from lit_viz import draw
@@ -35,6 +36,7 @@ from lit_viz.callbacks import (
 )
 from lit_viz.cli import LitVizCLI
 from lit_viz.cli import main as run_command_line
+from lit_viz.modules import StyleTransfer, TextureSynthesis
 
 ROOT = Path(__file__).parents[1]
 IMAGES = Path(__file__).parent / "images"
@@ -206,6 +208,76 @@ def textures() -> Image.Image:
     return page
 
 
+LITE = {
+    "network": "efficientnet_lite0",
+    "style_layers": ["_blocks.0", "_blocks.2", "_blocks.4", "_blocks.7"],
+    "content_layers": "_blocks.4",
+    "scales": 2,
+    "steps": 100,
+    "out": None,
+}
+PAINTINGS = ["waves", "stained glass", "brush strokes", "tissue"]
+
+
+def transferred(**given: Any) -> list[np.ndarray]:
+    """Images that `StyleTransfer` makes, by EfficientNet-Lite0's ImageNet features, uint8 (H, W, 3) each."""
+    module = StyleTransfer(**LITE | given)
+    quiet = {"enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+    Trainer(max_epochs=1, logger=False, **quiet).fit(module)
+    return [draw.to_uint8(image)[0] for image in module.images()]
+
+
+def in_rows(rows: list[list[np.ndarray]], side: int, gap: int = 8) -> Image.Image:
+    """Pictures in rows, each brought to the height of the others and cut to a square."""
+    page = Image.new("RGB", (max(map(len, rows)) * (side + gap) - gap, len(rows) * (side + gap) - gap), "white")
+    for i, row in enumerate(rows):
+        for j, picture in enumerate(row):
+            page.paste(ImageOps.fit(Image.fromarray(picture), (side, side)), (j * (side + gap), i * (side + gap)))
+    return page
+
+
+def style_row(folder: Path) -> Image.Image:
+    """Two photographs in four styles, with the styles above; some five minutes."""
+    from skimage import data
+
+    from lit_viz.styles import style_picture
+
+    photographs = {"astronaut": data.astronaut(), "cat": data.chelsea()[:, 60:360]}
+    white = np.full((64, 64, 3), 255, np.uint8)
+    rows = [[white, *(np.array(style_picture(name)) for name in PAINTINGS)]]
+    each = [[float(i == j) for i in range(len(PAINTINGS))] for j in range(len(PAINTINGS))]
+    for name, picture in photographs.items():
+        Image.fromarray(picture).save(file := folder / f"{name}.png")
+        made = transferred(content=str(file), styles=PAINTINGS, blend=each, strength=10.0, size=288)
+        rows.append([picture, *made])
+    return in_rows(rows, 192)
+
+
+def style_figures() -> Image.Image:
+    """The lecture's figures: style against content, the size of strokes, two styles; some five minutes."""
+    given = {"size": 224, "styles": "waves", "strength": 10.0}
+    blends = [[share, 1 - share] for share in (1.0, 0.75, 0.5, 0.25, 0.0)]
+    return in_rows(
+        [
+            transferred(**given | {"strength": [0.3, 1.0, 3.0, 10.0, 100.0]}),
+            transferred(**given | {"style_size": [64, 112, 192, 320, 512]}),
+            transferred(**given | {"styles": ["waves", "tissue"], "blend": blends}),
+        ],
+        192,
+    )
+
+
+def texture_layers() -> Image.Image:
+    """Textures of a source from its first layer alone, the first two, and so on; two minutes."""
+    module = TextureSynthesis(
+        "tissue", 256, network="efficientnet_lite0", layers=LITE["style_layers"], cumulative=True, scales=2, out=None
+    )
+    quiet = {"enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+    Trainer(max_epochs=1, logger=False, **quiet).fit(module)
+    made = [draw.to_uint8(image)[0] for image in module.images()]
+    return in_rows([[draw.to_uint8(module.source)[0], *made]], 224)
+
+
 def main() -> None:
     from skimage import data
 
@@ -229,6 +301,9 @@ def main() -> None:
         keep(Image.open(inverted(folder)), "inversion")
         keep(Image.open(facets(folder)), "facets")
         keep(textures(), "textures")
+        keep(texture_layers(), "texture-layers")
+        keep(style_row(folder), "styles")
+        keep(style_figures(), "style-figures")
         keep(styled(folder), "style")
         keep(decoder(folder), "decoder")
 

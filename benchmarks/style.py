@@ -1,0 +1,269 @@
+"""What style transfer costs beside the usual recipes, written plainly: ratios of wall time, alternating in one process.
+
+    python benchmarks/style.py                                # all three parts: some 40 minutes on two cores
+    python benchmarks/style.py --parts training --compile     # a minute or two more, to compile
+
+* training: a step of the fast network's training at 256 px, batch 4, beside PyTorch's example `fast_neural_style`: the
+  same network (width 32) and layers of VGG16, in 32 bits and eagerly, with two passes of all of VGG16's four parts.
+* inference: an image of 512 px through that network, beside ours of equal and of half the width.
+* optimization: a step of optimisation-based transfer at 256 px beside the plain loop of neural-style: VGG19, content
+  relu4_2, style relu1_1 … relu5_1, in 32 bits; both with Adam, one forward and backward pass a step.
+
+Weights are random: what they are changes no time. A ratio above 1 says how many times faster ours is: median of the
+repeats, and the smallest and largest of a pair.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import platform
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lit_viz.networks import PerceptualNetwork, StyleLoss, TransformerNet
+from lit_viz.networks.style_target import StyleTarget
+from lit_viz.pixels import usual_pixel_space
+
+Run = Callable[[], Any]
+VGG16 = ("relu1_2", "relu2_2", "relu3_3", "relu4_3")
+VGG19 = ("relu1_1", "relu2_1", "relu3_1", "relu4_1", "relu5_1")
+# Where these lie in torchvision's `features`.
+PLAIN16, PLAIN19, CONTENT19 = (3, 8, 15, 22), (1, 6, 11, 20, 29), 22
+
+
+class PlainNet(nn.Module):
+    """The example's network: reflection padding, instance norm, five residual blocks, nearest upsampling."""
+
+    def __init__(self, width: int = 32) -> None:
+        super().__init__()
+
+        def conv(before: int, after: int, kernel: int, stride: int = 1) -> nn.Sequential:
+            return nn.Sequential(nn.ReflectionPad2d(kernel // 2), nn.Conv2d(before, after, kernel, stride))
+
+        def block(before: int, after: int, kernel: int, stride: int = 1) -> list[nn.Module]:
+            return [conv(before, after, kernel, stride), nn.InstanceNorm2d(after, affine=True), nn.ReLU()]
+
+        w = width
+        self.down = nn.Sequential(*block(3, w, 9), *block(w, 2 * w, 3, 2), *block(2 * w, 4 * w, 3, 2))
+        self.residual = nn.ModuleList(
+            [nn.Sequential(*block(4 * w, 4 * w, 3), *block(4 * w, 4 * w, 3)[:2]) for _ in range(5)]
+        )
+        up = nn.Upsample(scale_factor=2, mode="nearest")
+        self.up = nn.Sequential(up, *block(4 * w, 2 * w, 3), up, *block(2 * w, w, 3), conv(w, 3, 9))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.down(x)
+        for block in self.residual:
+            x = x + block(x)
+        return self.up(x)
+
+
+def plain_gram(maps: Tensor) -> Tensor:
+    n, c, h, w = maps.shape
+    flat = maps.view(n, c, h * w)
+    return flat.bmm(flat.transpose(1, 2)) / (c * h * w)
+
+
+def plain_features(network: nn.Sequential, x: Tensor, places: tuple[int, ...]) -> list[Tensor]:
+    found = []
+    for i, layer in enumerate(network[: max(places) + 1]):
+        x = layer(x)
+        if i in places:
+            found.append(x)
+    return found
+
+
+def normalized(colors: Tensor) -> Tensor:
+    mean, std = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    return (colors - colors.new_tensor(mean).view(-1, 1, 1)) / colors.new_tensor(std).view(-1, 1, 1)
+
+
+def plain_training(vgg: nn.Sequential, colors: Tensor, style: Tensor) -> Run:
+    net = PlainNet()
+    optimizer = torch.optim.Adam(net.parameters(), 1e-3)
+    with torch.no_grad():
+        grams = [plain_gram(f).expand(len(colors), -1, -1) for f in plain_features(vgg, normalized(style), PLAIN16)]
+
+    def step() -> None:
+        optimizer.zero_grad()
+        made = net(colors)
+        ours = plain_features(vgg, normalized(made), PLAIN16)
+        theirs = plain_features(vgg, normalized(colors), PLAIN16)
+        loss = 1e5 * F.mse_loss(ours[1], theirs[1])
+        loss = loss + 1e10 * sum(F.mse_loss(plain_gram(f), gram) for f, gram in zip(ours, grams, strict=True))
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def our_training(vgg: nn.Module, colors: Tensor, style: Tensor, given: argparse.Namespace) -> Run:
+    net = TransformerNet().to(memory_format=torch.channels_last)
+    optimizer = torch.optim.Adam(net.parameters(), 1e-3)
+    network = PerceptualNetwork(VGG16, vgg, pixel_space=usual_pixel_space(3))
+    loss = StyleLoss(network, "relu2_2", VGG16).to(memory_format=torch.channels_last)
+    loss.set_style(0, style)
+    loss.calibrate(colors)
+    run, compare = (torch.compile(net), torch.compile(loss)) if given.compile else (net, loss)
+    content_of = torch.compile(loss.content_of) if given.compile else loss.content_of
+    images = colors.contiguous(memory_format=torch.channels_last)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        with mixed(given):
+            total = compare(run(images), content_of(images)).total.mean()
+        total.backward()
+        optimizer.step()
+
+    return step
+
+
+def plain_inference(colors: Tensor) -> Run:
+    net = PlainNet().eval()
+
+    def step() -> None:
+        with torch.no_grad():
+            net(colors)
+
+    return step
+
+
+def our_inference(colors: Tensor, width: int, given: argparse.Namespace) -> Run:
+    net: nn.Module = TransformerNet(width).eval().to(memory_format=torch.channels_last)
+    net = torch.compile(net) if given.compile else net  # type: ignore[assignment]
+    images = colors.contiguous(memory_format=torch.channels_last)
+
+    def step() -> None:
+        with torch.no_grad(), mixed(given):
+            net(images)
+
+    return step
+
+
+def plain_optimization(vgg: nn.Sequential, colors: Tensor, style: Tensor) -> Run:
+    places = (*PLAIN19, CONTENT19)
+    with torch.no_grad():
+        grams = [plain_gram(f) for f in plain_features(vgg, normalized(style), PLAIN19)]
+        content = plain_features(vgg, normalized(colors), (CONTENT19,))[0]
+    image = colors.clone().requires_grad_(True)
+    optimizer = torch.optim.Adam([image], 0.02)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        found = dict(zip(sorted(places), plain_features(vgg, normalized(image), places), strict=True))
+        loss = 5 * F.mse_loss(found[CONTENT19], content)
+        loss = loss + 100 * sum(F.mse_loss(plain_gram(found[p]), g) for p, g in zip(PLAIN19, grams, strict=True))
+        loss = loss + 1e-3 * (image.diff(dim=2).abs().sum() + image.diff(dim=3).abs().sum())
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def our_optimization(vgg: nn.Module, colors: Tensor, style: Tensor, given: argparse.Namespace) -> Run:
+    network = PerceptualNetwork([*VGG19, "relu4_2"], vgg, pixel_space=usual_pixel_space(3))
+    loss = StyleLoss(network, "relu4_2", VGG19).to(memory_format=torch.channels_last)
+    loss.set_style(0, style)
+    loss.calibrate(colors)
+    with mixed(given):
+        target = StyleTarget(loss, colors)
+    image = colors.clone()
+    optimizer = torch.optim.Adam([image], 0.02)
+
+    def step() -> None:
+        with mixed(given):
+            _, image.grad = target(image)
+        optimizer.step()
+
+    return step
+
+
+def mixed(given: argparse.Namespace) -> contextlib.AbstractContextManager[Any]:
+    return torch.autocast("cpu", torch.bfloat16, enabled=given.precision == "bf16")
+
+
+def seconds(run: Run) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def compared(name: str, plain: Run, ours: Run, repeats: int) -> None:
+    """One line: how many times faster ours is."""
+    for run in (plain, ours, plain, ours):
+        run()
+    pairs = [(seconds(plain), seconds(ours)) for _ in range(repeats)]
+    ratios = [a / b for a, b in pairs]
+    a, b = (statistics.median(times) for times in zip(*pairs, strict=True))
+    print(f"{name:<42} {a:8.3f} s {b:8.3f} s {a / b:6.2f} × ({min(ratios):.2f}–{max(ratios):.2f})", flush=True)
+
+
+def flags() -> str:
+    """What the processor does in 16 bits by itself."""
+    try:
+        with open("/proc/cpuinfo") as file:
+            told = file.read()
+    except OSError:
+        return "not known"
+    return ", ".join(flag for flag in ("avx512_bf16", "amx_bf16") if flag in told) or "not native"
+
+
+def processor() -> str:
+    with contextlib.suppress(OSError), open("/proc/cpuinfo") as file:
+        names = [line.split(":")[1].strip() for line in file if line.startswith("model name")]
+        if names:
+            return names[0]
+    return platform.processor()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", nargs="+", default=["training", "inference", "optimization"])
+    parser.add_argument("--precision", choices=["bf16", "fp32"], default="bf16", help="of ours (%(default)s)")
+    parser.add_argument("--compile", action="store_true", help="ours with torch.compile")
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    warnings.simplefilter("ignore")
+    torch.manual_seed(0)
+    print(f"{processor()}, {given.threads} threads; bfloat16: {flags()}; torch {torch.__version__}")
+    print(f"ours: {given.precision}, channels last, {'compiled' if given.compile else 'eager'}\n")
+    print(f"{'':<42} {'plain':>10} {'ours':>10} {'ratio':>8}")
+    style = torch.rand(1, 3, 256, 256)
+    if "training" in given.parts:
+        vgg = torchvision.models.vgg16().eval().requires_grad_(False)
+        colors = torch.rand(4, 3, 256, 256)
+        plain = plain_training(not_in_place(vgg.features), colors, style)
+        compared("training step, 256 px, batch 4", plain, our_training(vgg, colors, style, given), given.repeats)
+    if "inference" in given.parts:
+        colors = torch.rand(1, 3, 512, 512)
+        for name, width in (("equal", 32), ("half", 16)):
+            ours = our_inference(colors, width, given)
+            compared(f"inference, 512 px, {name} width", plain_inference(colors), ours, given.repeats)
+    if "optimization" in given.parts:
+        vgg = torchvision.models.vgg19().eval().requires_grad_(False)
+        colors = torch.rand(1, 3, 256, 256)
+        plain = plain_optimization(not_in_place(vgg.features), colors, style)
+        compared("optimisation step, 256 px", plain, our_optimization(vgg, colors, style, given), given.repeats)
+
+
+def not_in_place(layers: nn.Sequential) -> nn.Sequential:
+    """Layers whose outputs stay as they were read."""
+    for layer in layers:
+        if isinstance(layer, nn.ReLU):
+            layer.inplace = False
+    return layers
+
+
+if __name__ == "__main__":
+    main()
