@@ -24,6 +24,7 @@ from lit_viz.guard import isolated_rng, untouched
 from lit_viz.modules.base import ShowingModule
 from lit_viz.networks.perceptual import PerceptualNetwork
 from lit_viz.networks.style_loss import Equivalent, StyleLoss, StyleTerms, equivalent_iterations
+from lit_viz.networks.style_network import read_style_checkpoint
 from lit_viz.networks.tiled_style import stylized
 from lit_viz.networks.transformer_net import ConditionalInstanceNorm, TransformerNet
 from lit_viz.pixels import PixelSpace, find_pixel_space, guess_pixel_space
@@ -128,7 +129,7 @@ class FastStyleTransfer(ShowingModule):
         given = [styles] if isinstance(styles, str) else list(styles)
         if not given:
             raise UsageError("give at least one style.")
-        before = None if extend is None else _read(extend)
+        before = None if extend is None else read_style_checkpoint(extend)
         if before is not None:
             told = before["hyper_parameters"]
             if norm == "batch" or told["norm"] == "batch":
@@ -395,20 +396,3 @@ def _names(given: Sequence[str]) -> list[str]:
 
 def _listed(layers: str | Sequence[str] | Mapping[str, float]) -> list[str]:
     return [layers] if isinstance(layers, str) else list(layers)
-
-
-def _read(checkpoint: str) -> dict[str, Any]:
-    """A checkpoint of this module, read safely.
-
-    Raises:
-        UsageError: If it can't be had.
-    """
-    try:
-        found = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UsageError(f"there is no checkpoint {checkpoint}.") from None
-    except Exception as error:
-        raise UsageError(f"{checkpoint} can't be read as a checkpoint ({str(error).splitlines()[0]}).") from error
-    if not isinstance(found, dict) or "styles" not in found:
-        raise UsageError(f"{checkpoint} holds no style network; give one that FastStyleTransfer left.")
-    return found

@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,6 +31,20 @@ def load_style_network(checkpoint: str | os.PathLike[str]) -> StyleNetwork:
     Raises:
         UsageError: If there is no such file, or no such network in it.
     """
+    found = read_style_checkpoint(checkpoint)
+    told, names = found["hyper_parameters"], [Path(style).stem for style in found["styles"]]
+    net = TransformerNet(told["width"], told["blocks"], styles=len(names), norm=told["norm"])
+    net.load_state_dict({k.removeprefix("net."): v for k, v in found["state_dict"].items() if k.startswith("net.")})
+    # As the module has it, so that both give the same to the last bit.
+    return StyleNetwork(net.eval().to(memory_format=torch.channels_last), names)
+
+
+def read_style_checkpoint(checkpoint: str | os.PathLike[str]) -> dict[str, Any]:
+    """What `FastStyleTransfer` left in a file, read safely.
+
+    Raises:
+        UsageError: If it can't be had.
+    """
     try:
         found = torch.load(checkpoint, map_location="cpu", weights_only=True)
     except FileNotFoundError:
@@ -38,11 +53,7 @@ def load_style_network(checkpoint: str | os.PathLike[str]) -> StyleNetwork:
         raise UsageError(f"{checkpoint} can't be read as a checkpoint ({str(error).splitlines()[0]}).") from error
     if not isinstance(found, dict) or "styles" not in found or "hyper_parameters" not in found:
         raise UsageError(f"{checkpoint} holds no style network; give one that FastStyleTransfer left.")
-    told, names = found["hyper_parameters"], [Path(style).stem for style in found["styles"]]
-    net = TransformerNet(told["width"], told["blocks"], styles=len(names), norm=told["norm"])
-    net.load_state_dict({k.removeprefix("net."): v for k, v in found["state_dict"].items() if k.startswith("net.")})
-    # As the module has it, so that both give the same to the last bit.
-    return StyleNetwork(net.eval().to(memory_format=torch.channels_last), names)
+    return found
 
 
 def style_shares(style: Style | None, names: Sequence[str]) -> tuple[Tensor, str]:
