@@ -97,7 +97,7 @@ def trained(
 
 def held_out() -> Tensor:
     """Images (16, 3, 128, 128) that no training has seen, colours from 0 to 1."""
-    data = photographs(1)
+    data = photographs(10)
     data.setup("validate")
     return torch.cat([batch[0] for batch in data.val_dataloader()])[:IMAGES]
 
@@ -119,8 +119,11 @@ def config(given: argparse.Namespace) -> None:
     module = cli.model
     assert isinstance(module, FastStyleTransfer)
     start = time.perf_counter()
-    cli.trainer.fit(module, datamodule=cli.datamodule)
-    print(f"trained in {(time.perf_counter() - start) / 60:.1f} min", flush=True)
+    if given.checkpoint:
+        cli.trainer.validate(module, datamodule=cli.datamodule, ckpt_path=given.checkpoint, verbose=False)
+    else:
+        cli.trainer.fit(module, datamodule=cli.datamodule)
+        print(f"trained in {(time.perf_counter() - start) / 60:.1f} min", flush=True)
     module.eval()
     colors, loss = held_out(), module.loss
     assert loss is not None
@@ -239,6 +242,7 @@ PARTS = {"config": config, "styles": styles, "norms": norms, "precision": precis
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=list(PARTS))
+    parser.add_argument("--checkpoint", help="config: of a run of the configuration, instead of one here")
     parser.add_argument("--steps", type=int, default=500, help="for each style (%(default)s)")
     parser.add_argument("--strength", type=float, default=5.0)
     parser.add_argument("--lr", type=float, default=0.004)

@@ -233,7 +233,7 @@ def test_one_pass_is_worth_many_iterations_and_no_control_is() -> None:
     model, _ = trained("waves", 375)
     other, _ = trained("tissue", 120)
     assert model.loss is not None
-    held = photographs(1)
+    held = photographs(10)
     held.setup("validate")
     colors = torch.cat([batch[0] for batch in held.val_dataloader()])[:16:2]
     style = picture_colors(style_picture("waves"), 256)[..., 64:192, 64:192]
