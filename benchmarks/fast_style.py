@@ -39,7 +39,7 @@ from lit_viz.styles import picture_colors, style_picture
 ROOT = Path(__file__).parents[1]
 LAYERS = {"content_layers": "_blocks.4", "style_layers": ["_blocks.0", "_blocks.2", "_blocks.4", "_blocks.7"]}
 STYLES = ["waves", "brush strokes", "stained glass", "tissue"]
-IMAGES, LIMIT = 16, 200
+IMAGES, LIMIT = 16, 120
 
 
 class Losses(Callback):
@@ -128,7 +128,7 @@ def config(given: argparse.Namespace) -> None:
     colors, loss = held_out(), module.loss
     assert loss is not None
     other = next(name for name in STYLES if name != module.style_names[0])
-    wrong, _, _ = trained([other], 300, given=given)
+    wrong, _, _ = trained([other], 150, given=given)
     style = picture_colors(style_picture(module.given[0]), module.hparams["style_size"])
     top, left = ((side - 128) // 2 for side in style.shape[2:])
     seed_everything(2, verbose=False)
@@ -143,7 +143,7 @@ def config(given: argparse.Namespace) -> None:
             "style pasted": style[..., top : top + 128, left : left + 128].expand_as(colors),
         }
     curves = iteration_curves(loss, colors, limit=LIMIT)
-    print("L-BFGS: " + ", ".join(f"{i}: {float(curves[i, 0]):.3f}" for i in (0, 10, 25, 50, 100, 200) if i <= LIMIT))
+    print("L-BFGS: " + ", ".join(f"{i}: {float(curves[i, 0]):.3f}" for i in (0, 10, 25, 50, 75, 100)))
     judges = {
         "random vgg16": PerceptualNetwork(["relu1_2", "relu2_2", "relu3_3"], "vgg16", None, seed=7),
         "random resnet18": PerceptualNetwork(["relu", "layer1", "layer2"], "resnet18", None, seed=7),

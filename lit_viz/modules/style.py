@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from lit_viz import draw
 from lit_viz.errors import UsageError, check_at_least, check_choice
 from lit_viz.functional.style import luminance, match_colors, with_luminance
-from lit_viz.modules.synthesis import StyleSynthesis, listed, resized
+from lit_viz.modules.synthesis import StyleSynthesis, listed, numbered, resized
 from lit_viz.networks.perceptual import PerceptualNetwork
 from lit_viz.networks.style_loss import StyleLoss
 from lit_viz.networks.style_target import StyleTarget
@@ -99,8 +99,8 @@ class StyleTransfer(StyleSynthesis):
         size: int | None = 384,
         style_size: int | list[int] | None = None,
         colors: Literal["style", "matched", "luminance"] = "style",
-        masks: list[str] | None = None,
-        style_masks: list[str] | None = None,
+        masks: str | list[str] | None = None,
+        style_masks: str | list[str] | None = None,
         network: str = "vgg19",
         weights: str | None = "DEFAULT",
         options: dict[str, Any] | None = None,
@@ -126,12 +126,14 @@ class StyleTransfer(StyleSynthesis):
         style_names = listed(styles)
         if not style_names:
             raise UsageError("give at least one style.")
-        blends = _blends(blend, len(style_names))
-        sizes = style_size if isinstance(style_size, list) else [style_size]
+        if masks is not None and blend is not None:
+            raise UsageError("with masks each style has a part of its own; leave out blend.")
+        blends = _several("blend", _blends(blend, len(style_names)))
+        sizes = _several("style_size", style_size if isinstance(style_size, list) else [style_size])
         for side in sizes:
             if side is not None:
                 check_at_least("style_size", side, 16, " px")
-        strengths = strength if isinstance(strength, list) else [strength]
+        strengths = _several("strength", strength if isinstance(strength, list) else [strength])
         files = [] if content is None else listed(content)
         contents = [_content(eight_bit(read_picture(file), 3), size) for file in files]
         contents = contents or [_content(Image.fromarray(data.astronaut()), size)]
@@ -152,16 +154,17 @@ class StyleTransfer(StyleSynthesis):
             snapshot_every=snapshot_every,
             out=out,
         )
-        self.save_hyperparameters()
+        # What a checkpoint tells goes before what is typed: not for what is asked anew each time.
+        self.save_hyperparameters(ignore=["out", "snapshot_every", "tile"])
         if weights is None:
             rank_zero_warn(f"images are compared by a network that was not trained ({perceptual.told}); give weights.")
         self.content_layers, self.style_layers = content_layers, style_layers
         self.wanted, self.contents = wanted, contents
-        self.content_names = [Path(file).stem for file in files] or ["astronaut"]
+        self.content_names = numbered([Path(file).stem for file in files] or ["astronaut"])
         self.style_names = [Path(name).stem for name in style_names]
         self.pictures = [picture_colors(style_picture(name)) for name in style_names]
-        self.masks = None if masks is None else _masks("masks", masks, self.style_names)
-        self.style_masks = None if style_masks is None else _masks("style_masks", style_masks, self.style_names)
+        self.masks = None if masks is None else _masks("masks", listed(masks), self.style_names)
+        self.style_masks = None if style_masks is None else _masks("style_masks", listed(style_masks), self.style_names)
         self.colors, self.start_from, self.tile, self.seed = colors, start, tile, seed
         for one in wanted:  # bad weights and strengths are told now
             StyleLoss(perceptual, content_layers, style_layers, styles=len(self.pictures), strength=one.strength)
@@ -217,14 +220,14 @@ class StyleTransfer(StyleSynthesis):
     def name(self, index: int) -> str:
         one = self.wanted[index]
         parts = [self.content_names[one.content], *self.style_names]
-        return "_".join([*parts, *self._differs(one)]).replace(" ", "_").replace("/", "-")
+        return "_".join([*parts, *self._differs(one)])
 
     def _differs(self, one: _Wanted) -> list[str]:
         """What sets an image apart from the others of the same content."""
         others = [other for other in self.wanted if other.content == one.content]
-        shares = " : ".join(f"{share:.2g}" for share in one.blend)
+        shares = ":".join(f"{100 * share:.3g}" for share in one.blend)
         side = "as large as the content" if one.style_size is None else f"{one.style_size} px"
-        told = [(one.blend, "blend", shares), (one.strength, "strength", f"{one.strength:g}")]
+        told = [(one.blend, "blend", shares), (one.strength, "strength", f"strength {one.strength:.9g}")]
         told.append((one.style_size, "style_size", side))
         return [text for value, name, text in told if len({getattr(o, name) for o in others}) > 1]
 
@@ -239,6 +242,7 @@ class StyleTransfer(StyleSynthesis):
             picture = draw.sheet(
                 [draw.Card([content, *(image for _, image in mine), *shown], self._caption())],
                 columns=columns,
+                max_size=max(1000, 180 * len(columns)),
                 title=f"Style transfer · {name} · step {int(self.done)} of {self.steps}",
                 subtitle=f"By features of {self.network.told}.",
             )
@@ -277,11 +281,20 @@ def _names(layers: str | list[str] | dict[str, float]) -> list[str]:
 
 def _content(picture: Image.Image, size: int | None) -> Tensor:
     """Colours (1, 3, H, W) of a picture whose longer side is brought to that size."""
-    side = None if size is None else max(1, round(size * min(picture.size) / max(picture.size)))
-    colors = picture_colors(picture, side)
-    if min(colors.shape[2:]) < 16:
-        raise UsageError(f"the content has {colors.shape[3]}×{colors.shape[2]} px; at least 16 are needed; give size.")
-    return colors
+    if size is not None:
+        scale = size / max(picture.size)
+        sides = (max(1, round(scale * picture.width)), max(1, round(scale * picture.height)))
+        picture = picture.resize(sides, Image.Resampling.LANCZOS)
+    if min(picture.size) < 16:
+        raise UsageError(f"the content is {picture.width}×{picture.height} px; at least 16 are needed: a larger size.")
+    return picture_colors(picture)
+
+
+def _several(argument: str, values: Sequence[Any]) -> list[Any]:
+    """Values without those that come twice."""
+    if not values:
+        raise UsageError(f"{argument} is an empty list; give at least one value.")
+    return list(dict.fromkeys(values))
 
 
 def _masks(argument: str, files: Sequence[str], styles: Sequence[str]) -> list[Tensor | None]:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from lightning import LightningModule
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, IterableDataset
 
 from lit_viz.errors import UsageError, check_at_least, check_choice
 from lit_viz.functional.synthesis import Fourier, Parameterization, Pixels, total_variation
@@ -68,6 +70,12 @@ class SynthesisModule(LightningModule):
         """Writes pictures of the images as they are; on one process only."""
         raise NotImplementedError
 
+    def keep(self) -> None:
+        """Writes what is to be kept as files; nothing where there is nothing of that kind."""
+
+    def configure_callbacks(self) -> list[Callback]:
+        return [KeepInterrupted()]
+
     def train_dataloader(self) -> DataLoader[int]:
         return DataLoader(Steps(self.steps), batch_size=None)
 
@@ -81,6 +89,8 @@ class SynthesisModule(LightningModule):
             return
         self.advance()
         self.done += 1
+        if int(self.done) >= self.steps:
+            self.trainer.should_stop = True  # however many epochs there might be
         if int(self.done) % self.snapshot_every == 0 and self.trainer.is_global_zero:
             self.draw(final=False)
 
@@ -189,8 +199,11 @@ class StyleSynthesis(SynthesisModule):
 
     def on_fit_start(self) -> None:
         if self.made[0].dtype != torch.float32:
-            raise UsageError("an image in 16 bits would not form; take precision 32-true, or bf16-mixed.")
+            raise UsageError("images are made in 32 bits; take precision 32-true, or bf16-mixed.")
         self._scale = -1
+        if int(self.done) >= self.steps:
+            rank_zero_warn(f"the checkpoint has made its {self.steps} steps already; what it made is written again.")
+            self._enter(self._at(int(self.done) - 1))
 
     def images(self) -> list[Tensor]:
         """The images as they are, each (1, 3, H, W), colours from 0 to 1."""
@@ -252,6 +265,10 @@ class StyleSynthesis(SynthesisModule):
                 values = self.made[scale * self.count + i]
                 values.copy_(self.ways[scale * self.count + i].values(start.to(values.device)))
         self._targets = [self.target(i, self.sizes[scale][i]) for i in range(self.count)]
+        if not all(target.exact for target in self._targets) and scale > self._scale:
+            rank_zero_warn(
+                "tiles are smaller than what the deepest layer sees, so that they leave traces; take a larger tile."
+            )
         self._scale = scale
 
     def told(self) -> list[StyleTerms]:
@@ -265,14 +282,15 @@ class StyleSynthesis(SynthesisModule):
         self._write_terms(self.told())
         if self.trainer.is_global_zero:
             self.draw(final=True)
-            self._keep()
+        self.keep()
 
-    def _keep(self) -> None:
+    def keep(self) -> None:
         """Writes the images as PNG files; one that can't be written does not end the run."""
-        if self.out is None:
+        if self.out is None or not self._targets or not self.trainer.is_global_zero:
             return
-        for index, image in enumerate(self.images()):
-            path = Path(self.out) / f"{self.name(index)}.png"
+        done = "" if int(self.done) >= self.steps else f" ({int(self.done)} of {self.steps} steps)"
+        for name, image in zip(numbered([self.name(i) for i in range(self.count)]), self.images(), strict=True):
+            path = Path(self.out) / f"{name}.png"
             pixels = (255 * image[0]).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
             try:
                 with whole(path) as file:
@@ -280,7 +298,7 @@ class StyleSynthesis(SynthesisModule):
             except OSError as error:
                 rank_zero_warn(f"{path} could not be written: {error}")
             else:
-                rank_zero_info(f"wrote {path}")
+                rank_zero_info(f"wrote {path}{done}")
 
 
 class TakingTurns(torch.optim.Optimizer):
@@ -316,8 +334,8 @@ class TakingTurns(torch.optim.Optimizer):
             part.load_state_dict(state)
 
 
-class Steps(Dataset[int]):
-    """Nothing but how many steps there are: the images lie in the module."""
+class Steps(IterableDataset[int]):
+    """Nothing but how many steps there are: the images lie in the module. Of several processes each makes all."""
 
     def __init__(self, count: int) -> None:
         self.count = count
@@ -325,8 +343,16 @@ class Steps(Dataset[int]):
     def __len__(self) -> int:
         return self.count
 
-    def __getitem__(self, index: int) -> int:
-        return index
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.count))
+
+
+class KeepInterrupted(Callback):
+    """Whoever stops a run by hand wants the images as they are."""
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        if isinstance(exception, KeyboardInterrupt) and isinstance(pl_module, SynthesisModule):
+            pl_module.keep()
 
 
 def style_optimizer(method: Literal["lbfgs", "adam"], *, steps: int, lr: float | None) -> MakeOptimizer:
@@ -366,3 +392,20 @@ def resized(colors: Tensor, share: float) -> Tensor:
 def listed(words: str | Sequence[str]) -> list[str]:
     """One word as a list of it."""
     return [words] if isinstance(words, str) else list(words)
+
+
+def numbered(names: Sequence[str]) -> list[str]:
+    """Names for files: no two alike, and without what some systems don't take.
+
+    >>> numbered(["a: b", "c", "c"])
+    ['a-_b', 'c', 'c-2']
+    """
+    found: list[str] = []
+    for name in names:
+        plain = re.sub(r'[\\/:*?"<>|]', "-", name).replace(" ", "_")
+        count, unique = 1, plain
+        while unique in found:
+            count += 1
+            unique = f"{plain}-{count}"
+        found.append(unique)
+    return found

@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lit_viz import draw
-from lit_viz.errors import check_at_least
+from lit_viz.errors import UsageError, check_at_least
 from lit_viz.modules.synthesis import StyleSynthesis, listed, resized
 from lit_viz.networks.perceptual import PerceptualNetwork
 from lit_viz.networks.style_loss import StyleLoss
@@ -85,6 +85,8 @@ class TextureSynthesis(StyleSynthesis):
         check_at_least("source_size", source_size, 16, " px")
         colors = picture_colors(style_picture(source), source_size)
         wanted = tuple(colors.shape[2:]) if size is None else (size, size) if isinstance(size, int) else tuple(size)
+        if len(wanted) != 2:
+            raise UsageError(f"size is one number, or height and width; got {list(wanted)}.")
         for length in wanted:
             check_at_least("size", length, 16, " px")
         chosen = list(_LAYERS) if layers is None else layers
@@ -104,7 +106,8 @@ class TextureSynthesis(StyleSynthesis):
             snapshot_every=snapshot_every,
             out=out,
         )
-        self.save_hyperparameters()
+        # What a checkpoint tells goes before what is typed: not for what is asked anew each time.
+        self.save_hyperparameters(ignore=["out", "snapshot_every", "tile"])
         if weights is None:
             rank_zero_warn(
                 f"textures are compared by a network that was not trained ({perceptual.told}); give weights."

@@ -15,6 +15,7 @@ from lit_viz.functional.style import gram_matrix
 from lit_viz.networks.perceptual import PerceptualNetwork
 
 _EVALUATIONS = 26  # of a line search and the start; by default one iteration has no room for a search
+_ROUNDING = 1e-9  # of squares in 32 bits
 
 Layers = str | Sequence[str] | Mapping[str, float]
 
@@ -163,13 +164,16 @@ class StyleLoss(nn.Module):
         features = self.network(colors.to(self.content_scale.device))
         content = [features[name].float().flatten(2) for name in self.content_layers]
         variance = torch.tensor([values.var(dim=2, correction=0).mean() for values in content]).to(self.content_scale)
+        power = torch.tensor([values.square().mean() for values in content]).to(self.content_scale)
         grams = [gram_matrix(features[name]) for name in self.style_layers]
         far = [
             torch.stack([(gram - style).square().sum(dim=(1, 2)).mean() for style in target])
             for gram, target in zip(grams, self._grams(), strict=True)
         ]
         distance = torch.stack(far, dim=1)
-        if not (variance > 0).all() or not (distance > 0).all():
+        sizes = torch.stack([target.square().sum(dim=(1, 2)) for target in self._grams()], dim=1)
+        # More than what rounding leaves.
+        if not (variance > _ROUNDING * power).all() or not (distance > _ROUNDING * sizes).all():
             raise UsageError(
                 "the images to measure content and style by are plain areas, or the style itself; give photographs."
             )

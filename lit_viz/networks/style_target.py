@@ -65,7 +65,7 @@ class StyleTarget:
         self.exact, tiles = True, [tuple(Span(0, n, 0, n) for n in content.shape[2:])]
         self._strides: dict[str, tuple[int, int] | None] = {}
         if tile is not None:
-            check_at_least("tile", tile, 16, " px")
+            check_at_least("tile", tile, 64, " px")
         if tile is not None and max(content.shape[2:]) > tile:
             tiles = self._cut(content, tile)
         self._parts = []

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -215,8 +218,8 @@ def test_the_style_of_a_part_alone(tmp_path: Path) -> None:
 
 
 def test_tiles_change_nothing() -> None:
-    whole = StyleTransfer(**STYLE | {"size": 96, "optimizer": "adam", "steps": 3})
-    tiled = StyleTransfer(**STYLE | {"size": 96, "optimizer": "adam", "steps": 3, "tile": 48})
+    whole = StyleTransfer(**STYLE | {"size": 160, "optimizer": "adam", "steps": 3})
+    tiled = StyleTransfer(**STYLE | {"size": 160, "optimizer": "adam", "steps": 3, "tile": 64})
     for module in (whole, tiled):
         fit(module)
     assert len(tiled._targets[0]._parts) > 1 and tiled._targets[0].exact
@@ -230,7 +233,7 @@ def test_mixed_precision_gives_numbers(kind: Any, given: Any) -> None:
     totals = numbers(recorder, f"{module.tag}/total")
     assert torch.isfinite(torch.tensor(totals)).all() and totals[-1] < totals[0]
     assert all(torch.isfinite(p).all() for p in module.parameters())
-    with pytest.raises(UsageError, match="16 bits"):
+    with pytest.raises(UsageError, match="in 32 bits"):
         trainer(max_epochs=1, precision="bf16-true").fit(kind(**given))
 
 
@@ -245,6 +248,93 @@ def test_a_file_that_can_not_be_written_ends_no_run(tmp_path: Path) -> None:
 def test_layers_have_the_names_of_papers() -> None:
     module = TextureSynthesis(**TEXTURE | {"network": "vgg11", "layers": ["relu1_1", "relu2_1"], "steps": 2})
     assert numbers(fit(module), "texture/style/relu2_1")[-1] < 1
+
+
+def test_one_that_was_cut_short_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr("lit_viz.modules.synthesis.rank_zero_info", told.append)
+    usual = {"max_epochs": -1, "logger": False}
+    begun = StyleTransfer(**STYLE | {"scales": 2, "out": str(tmp_path / "begun")})
+    runner = trainer(**usual | {"max_steps": 4})
+    runner.fit(begun)
+    runner.save_checkpoint(tmp_path / "four.ckpt")
+    assert "(4 of 6 steps)" in told[-1]
+    rest, whole = (StyleTransfer(**STYLE | {"scales": 2, "out": str(tmp_path / name)}) for name in ("rest", "whole"))
+    trainer(**usual).fit(rest, ckpt_path=tmp_path / "four.ckpt")
+    last = trainer(**usual)
+    last.fit(whole)
+    assert int(rest.done) == 6 and torch.equal(rest.images()[0], whole.images()[0])
+    assert [path.name for path in (tmp_path / "rest").iterdir()] == ["astronaut_waves.png"]
+    # One that is finished writes its images again.
+    last.save_checkpoint(tmp_path / "six.ckpt")
+    again = StyleTransfer(**STYLE | {"scales": 2, "out": str(tmp_path / "again")})
+    with pytest.warns(UserWarning, match="made its 6 steps already"):
+        trainer(**usual).fit(again, ckpt_path=tmp_path / "six.ckpt")
+    one, two = (np.array(Image.open(tmp_path / name / "astronaut_waves.png")) for name in ("whole", "again"))
+    np.testing.assert_array_equal(one, two)
+
+
+def test_who_stops_a_run_by_hand_has_the_image(tmp_path: Path) -> None:
+    module, original = StyleTransfer(**STYLE | {"out": str(tmp_path)}), StyleTransfer.advance
+
+    def advance() -> None:
+        if int(module.done) == 3:
+            raise KeyboardInterrupt
+        original(module)
+
+    module.advance = advance  # type: ignore[method-assign]
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        fit(module)
+    written = np.array(Image.open(tmp_path / "astronaut_waves.png"))
+    np.testing.assert_array_equal(written, (255 * module.images()[0][0]).round().byte().permute(1, 2, 0).numpy())
+
+
+def test_no_image_overwrites_another(tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+    files = [save(data.chelsea(), tmp_path / "a" / "same.png"), save(data.coffee(), tmp_path / "b" / "same.png")]
+    several = {"content": files, "strength": [1.0, 1.00000000001, 1.0], "out": str(tmp_path / "made"), "steps": 1}
+    recorder = fit(StyleTransfer(**STYLE | several))
+    names = sorted(path.name for path in (tmp_path / "made").iterdir())
+    assert names == [
+        "same-2_waves_strength_1-2.png",
+        "same-2_waves_strength_1.png",
+        "same_waves_strength_1-2.png",
+        "same_waves_strength_1.png",
+    ]
+    assert {"style/same", "style/same-2"} <= recorder.tags
+
+
+@pytest.mark.ddp
+@pytest.mark.parametrize("kind", ["StyleTransfer", "TextureSynthesis"])
+def test_two_processes_make_what_one_makes(kind: str, tmp_path: Path) -> None:
+    layers = f"content_layers='relu2', style_layers={LAYERS}, size=48"
+    if kind == "TextureSynthesis":
+        layers = f"layers={LAYERS}, source_size=48"
+    script = f"""
+import sys
+from lightning.pytorch import Trainer
+from lit_viz.modules import StyleTransfer, TextureSynthesis
+if __name__ == "__main__":
+    module = {kind}(network="{NETWORK}", weights=None, scales=2, steps=4, out=sys.argv[1], {layers})
+    devices = int(sys.argv[2])
+    Trainer(max_epochs=-1, accelerator="cpu", devices=devices, strategy="ddp" if devices > 1 else "auto", logger=False,
+        enable_checkpointing=False, enable_progress_bar=False).fit(module)
+    assert int(module.done) == 4
+"""
+    (tmp_path / "script.py").write_text(script)
+    root = Path(__file__).parents[2]
+    for devices in ("1", "2"):
+        subprocess.run(
+            [sys.executable, str(tmp_path / "script.py"), str(tmp_path / devices), devices],
+            check=True,
+            timeout=240,
+            env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
+            cwd=root,
+        )
+    one, two = (next((tmp_path / devices).glob("*.png")) for devices in ("1", "2"))
+    assert one.name == two.name and one.read_bytes() == two.read_bytes()
+    assert len(list((tmp_path / "2").iterdir())) == 1
 
 
 @pytest.mark.parametrize(
@@ -267,6 +357,10 @@ def test_layers_have_the_names_of_papers() -> None:
         (StyleTransfer, {"start": "style"}, "start"),
         (StyleTransfer, {"masks": ["a.png", "b.png"]}, "one picture for each style"),
         (StyleTransfer, {"size": 8}, "size"),
+        (StyleTransfer, {"strength": []}, "strength is an empty list"),
+        (StyleTransfer, {"style_size": []}, "style_size is an empty list"),
+        (StyleTransfer, {"masks": "a.png", "blend": [1.0]}, "leave out blend"),
+        (TextureSynthesis, {"size": [40]}, "height and width"),
     ],
 )
 def test_faults_are_told_at_once(kind: Any, changes: dict[str, Any], words: str) -> None:

@@ -116,6 +116,11 @@ def test_calibration_is_a_mean_over_all_calls() -> None:
         torch.testing.assert_close(twice.state_dict()[name], value)
     with pytest.raises(UsageError, match="plain areas"):
         loss_of(small()).calibrate(torch.full((1, 3, 24, 24), 0.5))
+    # What rounding leaves is no distance.
+    same = loss_of(small(), content_layers=None)
+    picture = picture_colors(style_picture("waves"), 40)
+    with pytest.raises(UsageError, match="the style itself"):
+        same.calibrate(picture.flip(3).flip(3))
 
 
 @torch.no_grad()
