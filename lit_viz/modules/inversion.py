@@ -187,8 +187,7 @@ class FeatureInversion(SynthesisModule):
         with torch.no_grad():
             made = enumerate(torch.cat(self._made()))
             self._write_errors(_means(self._errors(one[None], [i]) for i, one in made))
-        if self.trainer.is_global_zero:
-            self.draw(final=True)
+        self.show(final=True)
 
     def _errors(self, images: Tensor, items: Sequence[int]) -> dict[str, Tensor]:
         """The error of each layer for the images (n, C, H, W) made of these items."""

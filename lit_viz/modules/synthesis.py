@@ -91,8 +91,17 @@ class SynthesisModule(LightningModule):
         self.done += 1
         if int(self.done) >= self.steps:
             self.trainer.should_stop = True  # however many epochs there might be
-        if int(self.done) % self.snapshot_every == 0 and self.trainer.is_global_zero:
-            self.draw(final=False)
+        if int(self.done) % self.snapshot_every == 0:
+            self.show(final=False)
+
+    def show(self, *, final: bool) -> None:
+        """Draws, on one process only; a picture that fails is not worth a run."""
+        if not self.trainer.is_global_zero:
+            return
+        try:
+            self.draw(final=final)
+        except Exception as error:
+            rank_zero_warn(f"the images could not be drawn: {type(error).__name__}: {error}")
 
     def write(self, tag: str, picture: np.ndarray) -> None:
         """Writes a picture, uint8 (H, W, 3)."""
@@ -280,8 +289,7 @@ class StyleSynthesis(SynthesisModule):
         if not self._targets:
             return
         self._write_terms(self.told())
-        if self.trainer.is_global_zero:
-            self.draw(final=True)
+        self.show(final=True)
         self.keep()
 
     def keep(self) -> None:

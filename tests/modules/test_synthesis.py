@@ -289,6 +289,17 @@ def test_who_stops_a_run_by_hand_has_the_image(tmp_path: Path) -> None:
     np.testing.assert_array_equal(written, (255 * module.images()[0][0]).round().byte().permute(1, 2, 0).numpy())
 
 
+def test_a_picture_that_fails_ends_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError("No space left on device")
+
+    module = TextureSynthesis(**TEXTURE | {"out": str(tmp_path)})
+    monkeypatch.setattr("lit_viz.writer.Writer.picture", full)
+    with pytest.warns(UserWarning, match="could not be drawn.*No space left"):
+        fit(module)
+    assert int(module.done) == 6 and (tmp_path / "tissue_texture.png").is_file()
+
+
 def test_no_image_overwrites_another(tmp_path: Path) -> None:
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
