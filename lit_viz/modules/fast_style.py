@@ -76,7 +76,8 @@ class FastStyleTransfer(ShowingModule):
         extend: Checkpoint of another training: its network stays as it is, and only γ and β of the `styles` given here
             are trained, which come behind its own.
         calibration_batches: Over which the loss is brought to units of its own.
-        compile: Whether network and loss are compiled: a minute or two at first, and faster steps.
+        compile: Whether network and loss are compiled: a minute or two at first, and faster steps. Losses by networks
+            that are no chain of layers are not.
         optimizer: Makes an optimizer from parameters.
         lr_scheduler: Makes a schedule, advanced each step, from an optimizer; None for a constant rate.
         num_images: How many validation images are shown.
@@ -185,7 +186,10 @@ class FastStyleTransfer(ShowingModule):
         loss.network.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.loss = loss.to(self.device)
         if self.compile_steps:
-            self._compiled = (torch.compile(self.net), torch.compile(self.loss), torch.compile(self.loss.content_of))
+            # Hooks can't be compiled: of networks that are no chain, such as residual ones, the loss is not.
+            compared = (self.loss, self.loss.content_of)
+            parts = [torch.compile(part) for part in compared] if network.is_chain else compared
+            self._compiled = (torch.compile(self.net), *parts)
         if self._loss_state:
             self.loss.load_state_dict(self._loss_state)
             self._loss_state = {}

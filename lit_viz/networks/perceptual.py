@@ -111,6 +111,11 @@ class PerceptualNetwork(nn.Module):
         return self._held[0]
 
     @property
+    def is_chain(self) -> bool:
+        """Whether its layers are called one after the other, without hooks, so that it can be compiled."""
+        return self._steps is not None
+
+    @property
     def layers_inside(self) -> dict[str, str]:
         """Dotted names of the layers in `module`."""
         return self._names if self._steps is None else {name: str(step) for name, step in self._steps.items()}

@@ -228,10 +228,21 @@ def photographs(steps: int) -> Photographs:
 
 
 @pytest.mark.slow
+def test_compiled_steps_learn_the_same() -> None:
+    losses = []
+    for compiled in (False, True):
+        seed_everything(2, verbose=False)
+        seen, small = Losses(), {"compile": compiled, "width": 2, "blocks": 1}
+        trainer(callbacks=[seen]).fit(module(["waves"], **small), datamodule=data(patches_per_epoch=16))
+        losses.append(torch.tensor(seen.values))
+    torch.testing.assert_close(losses[1], losses[0], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
 def test_one_pass_is_worth_many_iterations_and_no_control_is() -> None:
     """An eighth of the steps of the configuration; `benchmarks/fast_style.py` has the whole."""
     model, _ = trained("waves", 375)
-    other, _ = trained("tissue", 120)
+    other, _ = trained("tissue", 60)
     assert model.loss is not None
     held = photographs(10)
     held.setup("validate")
@@ -251,9 +262,16 @@ def test_one_pass_is_worth_many_iterations_and_no_control_is() -> None:
         }
     for name, images in candidates.items():
         worth[name] = equivalent_iterations(model.loss, images, colors, curves=curves).total
-    controls = {name: worth[name] for name in worth if name != "network"}
-    assert worth["network"] >= 25, worth
-    assert max(controls.values()) <= 0.6 * worth["network"], worth
+    assert worth["network"] >= 18, worth
+    assert max(worth[name] for name in ("untrained", "identity", "wrong")) <= 3, worth
+    assert worth["half"] < 0.8 * worth["network"], worth
+    # The style by itself has the style, and lost the content.
+    content = {}
+    for name in ("network", "pasted"):
+        with torch.no_grad():
+            terms = model.loss(candidates[name], model.loss.content_of(colors))
+        content[name] = float(terms.content["_blocks.4"].mean())
+    assert content["pasted"] > 1.5 * content["network"], content
 
 
 @pytest.mark.slow
