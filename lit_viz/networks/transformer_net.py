@@ -152,7 +152,10 @@ class ConditionalInstanceNorm(nn.Module):
     def forward(self, x: Tensor, mix: Tensor | None) -> Tensor:
         """(N, C, h, w) and shares (N, styles) of each style, None for the only one."""
         with torch.autocast(x.device.type, enabled=False):
-            variance, mean = torch.var_mean(x.float(), dim=(2, 3), correction=0)
+            wide = x.float()
+            mean = wide.mean(dim=(2, 3))
+            # As `torch.var_mean`, several times as fast on processors.
+            variance = (wide - mean[:, :, None, None]).square().mean(dim=(2, 3))
             factor, shift = self.affine(mean, variance, mix)
         return x * factor[:, :, None, None].to(x) + shift[:, :, None, None].to(x)
 
