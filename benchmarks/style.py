@@ -171,7 +171,7 @@ def plain_optimization(vgg: nn.Sequential, colors: Tensor, style: Tensor) -> Run
 
 def our_optimization(vgg: nn.Module, colors: Tensor, style: Tensor, given: argparse.Namespace) -> Run:
     network = PerceptualNetwork([*VGG19, "relu4_2"], vgg, pixel_space=usual_pixel_space(3))
-    loss = StyleLoss(network, "relu4_2", VGG19).to(memory_format=torch.channels_last)
+    loss = StyleLoss(network, "relu4_2", VGG19)
     loss.set_style(0, style)
     loss.calibrate(colors)
     with mixed(given):
