@@ -16,7 +16,7 @@ from lit_viz.functional.batches import fitting
 from lit_viz.functional.scores import check_images
 from lit_viz.functional.synthesis.objectives import Objective
 from lit_viz.functional.synthesis.optimize import optimize
-from lit_viz.functional.synthesis.optimizers import CosineAdam, MakeOptimizer
+from lit_viz.functional.synthesis.optimizers import CosineAdam, MakeOptimizer, quasi_newton
 from lit_viz.functional.synthesis.parameterizations import Fourier, Parameterization, Pixels, normal, per_channel
 from lit_viz.functional.synthesis.reading import Reading, reading, runs_in
 from lit_viz.functional.synthesis.regularizers import Penalty, p_norm, total_variation
@@ -232,16 +232,7 @@ def inversion_optimizer(method: Method, *, steps: int, lr: float | None = None) 
         raise UsageError(f"lr must be positive, got {lr}.")
     if method == "adam":
         return partial(CosineAdam, lr=rate, steps=steps)
-    return partial(
-        torch.optim.LBFGS,
-        lr=rate,
-        max_iter=ITERATIONS,
-        history_size=_HISTORY,
-        # Ends are told by the number of steps: errors of a deep layer and their gradients are small all along.
-        tolerance_grad=0.0,
-        tolerance_change=0.0,
-        line_search_fn="strong_wolfe",
-    )
+    return quasi_newton(lr=rate, iterations=ITERATIONS, history=_HISTORY)
 
 
 def inversion_start(

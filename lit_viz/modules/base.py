@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -55,3 +55,8 @@ class ShowingModule(LightningModule):
         except Exception as error:
             # A picture is not worth a run.
             rank_zero_warn(f"{tag} could not be drawn: {type(error).__name__}: {error}")
+
+
+def listed(words: str | Iterable[str]) -> list[str]:
+    """One word as a list of it; of a mapping the names."""
+    return [words] if isinstance(words, str) else list(words)

@@ -21,7 +21,7 @@ from lit_viz import draw
 from lit_viz.errors import UsageError, check_at_least
 from lit_viz.functional.synthesis import total_variation
 from lit_viz.guard import isolated_rng, untouched
-from lit_viz.modules.base import ShowingModule
+from lit_viz.modules.base import ShowingModule, listed
 from lit_viz.networks.perceptual import PerceptualNetwork
 from lit_viz.networks.style_loss import Equivalent, StyleLoss, StyleTerms, equivalent_iterations
 from lit_viz.networks.style_network import read_style_checkpoint
@@ -174,7 +174,7 @@ class FastStyleTransfer(ShowingModule):
             return
         told = self.hparams
         style_layers = told["style_layers"] or list(_STYLE_LAYERS)
-        layers = [*_listed(told["content_layers"]), *_listed(style_layers)]
+        layers = [*listed(told["content_layers"]), *listed(style_layers)]
         network = PerceptualNetwork(
             layers, told["network"], told["weights"], options=told["options"], pooling=told["pooling"], seed=self.seed
         )
@@ -396,7 +396,3 @@ def _names(given: Sequence[str]) -> list[str]:
     if twice:
         raise UsageError(f"two styles are called {twice[0]!r}; rename a file.")
     return names
-
-
-def _listed(layers: str | Sequence[str] | Mapping[str, float]) -> list[str]:
-    return [layers] if isinstance(layers, str) else list(layers)

@@ -14,12 +14,12 @@ from lightning.pytorch.utilities import rank_zero_warn
 from PIL import Image
 from skimage import data
 from torch import Tensor
-from torch.nn import functional as F
 
 from lit_viz import draw
 from lit_viz.errors import UsageError, check_at_least, check_choice
 from lit_viz.functional.style import luminance, match_colors, with_luminance
-from lit_viz.modules.synthesis import StyleSynthesis, listed, numbered, resized
+from lit_viz.modules.base import listed
+from lit_viz.modules.synthesis import StyleSynthesis, numbered, resized, to_size
 from lit_viz.networks.perceptual import PerceptualNetwork
 from lit_viz.networks.style_loss import StyleLoss
 from lit_viz.networks.style_target import StyleTarget
@@ -138,7 +138,7 @@ class StyleTransfer(StyleSynthesis):
         contents = [_content(eight_bit(read_picture(file), 3), size) for file in files]
         contents = contents or [_content(Image.fromarray(data.astronaut()), size)]
         style_layers = list(_STYLE_LAYERS) if style_layers is None else style_layers
-        layers = [*_names(content_layers), *_names(style_layers)]
+        layers = [*listed(content_layers), *listed(style_layers)]
         perceptual = PerceptualNetwork(layers, network, weights, options=options, pooling=pooling, seed=seed)
         wanted = [_Wanted(i, *rest) for i in range(len(contents)) for rest in product(blends, strengths, sizes)]
         super().__init__(
@@ -170,7 +170,7 @@ class StyleTransfer(StyleSynthesis):
             StyleLoss(perceptual, content_layers, style_layers, styles=len(self.pictures), strength=one.strength)
 
     def start(self, index: int, size: tuple[int, int]) -> Tensor:
-        content = _to_size(self.contents[self.wanted[index].content], size)
+        content = to_size(self.contents[self.wanted[index].content], size)
         channels = 1 if self.colors == "luminance" else 3
         if self.start_from == "content":
             return luminance(content) if channels == 1 else content
@@ -179,7 +179,7 @@ class StyleTransfer(StyleSynthesis):
 
     def target(self, index: int, size: tuple[int, int]) -> StyleTarget:
         one = self.wanted[index]
-        content = _to_size(self.contents[one.content], size)
+        content = to_size(self.contents[one.content], size)
         share = size[0] / self.contents[one.content].shape[2]
         loss = StyleLoss(
             self.network,
@@ -192,7 +192,7 @@ class StyleTransfer(StyleSynthesis):
             side = min(self.contents[one.content].shape[2:]) if one.style_size is None else one.style_size
             style = resized(picture, share * side / min(picture.shape[2:]))
             mask = None if self.style_masks is None else self.style_masks[i]
-            mask = None if mask is None else _to_size(mask, (style.shape[2], style.shape[3])).to(self.device)
+            mask = None if mask is None else to_size(mask, (style.shape[2], style.shape[3])).to(self.device)
             loss.set_style(i, self._recolored(style, content).to(self.device), mask)
         if self.colors == "luminance":
             content = luminance(content).expand(-1, 3, -1, -1)
@@ -200,7 +200,7 @@ class StyleTransfer(StyleSynthesis):
         loss.calibrate(content)
         if self.masks is None:
             return StyleTarget(loss, content, style=torch.tensor([one.blend], device=self.device), tile=self.tile)
-        masks = [torch.ones(1, 1, *size) if mask is None else _to_size(mask, size) for mask in self.masks]
+        masks = [torch.ones(1, 1, *size) if mask is None else to_size(mask, size) for mask in self.masks]
         return StyleTarget(loss, content, masks=torch.cat(masks, dim=1).to(self.device), tile=self.tile)
 
     def _recolored(self, style: Tensor, content: Tensor) -> Tensor:
@@ -214,7 +214,7 @@ class StyleTransfer(StyleSynthesis):
     def finished(self, index: int, colors: Tensor) -> Tensor:
         if self.colors != "luminance":
             return colors
-        content = _to_size(self.contents[self.wanted[index].content], (colors.shape[2], colors.shape[3]))
+        content = to_size(self.contents[self.wanted[index].content], (colors.shape[2], colors.shape[3]))
         return with_luminance(content.to(colors.device), colors)
 
     def name(self, index: int) -> str:
@@ -275,10 +275,6 @@ def _blends(given: list[float] | list[list[float]] | None, styles: int) -> list[
     return found
 
 
-def _names(layers: str | list[str] | dict[str, float]) -> list[str]:
-    return [layers] if isinstance(layers, str) else list(layers)
-
-
 def _content(picture: Image.Image, size: int | None) -> Tensor:
     """Colours (1, 3, H, W) of a picture whose longer side is brought to that size."""
     if size is not None:
@@ -310,12 +306,6 @@ def _masks(argument: str, files: Sequence[str], styles: Sequence[str]) -> list[T
                 raise UsageError(f"{argument}: {file} is black all over; what is white counts.")
         found.append(mask)
     return found
-
-
-def _to_size(colors: Tensor, size: tuple[int, int]) -> Tensor:
-    if tuple(colors.shape[2:]) == size:
-        return colors
-    return F.interpolate(colors, size, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
 
 
 def _cut(picture: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

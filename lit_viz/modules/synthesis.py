@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from lit_viz.errors import UsageError, check_at_least, check_choice
 from lit_viz.functional.synthesis import Fourier, Parameterization, Pixels, total_variation
-from lit_viz.functional.synthesis.optimizers import CosineAdam, MakeOptimizer
+from lit_viz.functional.synthesis.optimizers import CosineAdam, MakeOptimizer, quasi_newton
 from lit_viz.networks.perceptual import PerceptualNetwork
 from lit_viz.networks.style_loss import StyleTerms
 from lit_viz.networks.style_target import StyleTarget
@@ -31,7 +31,6 @@ from lit_viz.writer import Writer, encoded
 SNAPSHOTS = 10
 _RANGE = 10.0  # weight of what is out of the range of colours: the squares' mean over pixels
 _RATES = {"lbfgs": 1.0, "adam": 0.02}
-_EVALUATIONS = 26  # of a line search; by default one iteration has no room for a search
 _HISTORY = 50
 _LEAST = 16  # px
 
@@ -64,11 +63,11 @@ class SynthesisModule(LightningModule):
 
     def advance(self) -> None:
         """Makes one step."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must override advance().")
 
     def draw(self, *, final: bool) -> None:
         """Writes pictures of the images as they are; on one process only."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must override draw().")
 
     def keep(self) -> None:
         """Writes what is to be kept as files; nothing where there is nothing of that kind."""
@@ -184,15 +183,15 @@ class StyleSynthesis(SynthesisModule):
 
     def start(self, index: int, size: tuple[int, int]) -> Tensor:
         """Where an image starts: (1, channels, *size), colours from 0 to 1."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must override start().")
 
     def target(self, index: int, size: tuple[int, int]) -> StyleTarget:
         """What an image of that size is to become like."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must override target().")
 
     def name(self, index: int) -> str:
         """What an image is called in files."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must override name().")
 
     def finished(self, index: int, colors: Tensor) -> Tensor:
         """The image (1, 3, H, W) of colours (1, channels, H, W) that were optimised, from 0 to 1 both."""
@@ -201,7 +200,7 @@ class StyleSynthesis(SynthesisModule):
     @property
     def tag(self) -> str:
         """What pictures and curves are filed under."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must override tag.")
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return TakingTurns([[image] for image in self.made], self._make_optimizer)
@@ -377,29 +376,20 @@ def style_optimizer(method: Literal["lbfgs", "adam"], *, steps: int, lr: float |
         raise UsageError(f"lr must be positive, got {lr}.")
     if method == "adam":
         return partial(CosineAdam, lr=rate, steps=steps)
-    return partial(
-        torch.optim.LBFGS,
-        lr=rate,
-        max_iter=1,
-        max_eval=_EVALUATIONS,
-        history_size=_HISTORY,
-        tolerance_grad=0.0,
-        tolerance_change=0.0,
-        line_search_fn="strong_wolfe",
-    )
+    return quasi_newton(lr=rate, history=_HISTORY)
 
 
 def resized(colors: Tensor, share: float) -> Tensor:
     """Colours (N, C, H, W) with sides that are this share of theirs, at least 16 px; smoothed before they shrink."""
-    size = [max(_LEAST, round(share * length)) for length in colors.shape[2:]]
-    if size == list(colors.shape[2:]):
+    height, width = (max(_LEAST, round(share * length)) for length in colors.shape[2:])
+    return to_size(colors, (height, width))
+
+
+def to_size(colors: Tensor, size: tuple[int, int]) -> Tensor:
+    """Colours (N, C, H, W), from 0 to 1, brought to a height and width; smoothed before they shrink."""
+    if tuple(colors.shape[2:]) == size:
         return colors
     return F.interpolate(colors, size, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
-
-
-def listed(words: str | Sequence[str]) -> list[str]:
-    """One word as a list of it."""
-    return [words] if isinstance(words, str) else list(words)
 
 
 def numbered(names: Sequence[str]) -> list[str]:

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from lit_viz import draw
 from lit_viz.errors import UsageError, check_at_least
-from lit_viz.modules.synthesis import StyleSynthesis, listed, resized
+from lit_viz.modules.base import listed
+from lit_viz.modules.synthesis import StyleSynthesis, resized
 from lit_viz.networks.perceptual import PerceptualNetwork
 from lit_viz.networks.style_loss import StyleLoss
 from lit_viz.networks.style_target import StyleTarget

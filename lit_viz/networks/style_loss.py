@@ -12,9 +12,9 @@ from torch.nn import functional as F
 
 from lit_viz.errors import UsageError
 from lit_viz.functional.style import gram_matrix
+from lit_viz.functional.synthesis.optimizers import quasi_newton
 from lit_viz.networks.perceptual import PerceptualNetwork
 
-_EVALUATIONS = 26  # of a line search and the start; by default one iteration has no room for a search
 _ROUNDING = 1e-9  # of squares in 32 bits
 
 Layers = str | Sequence[str] | Mapping[str, float]
@@ -367,22 +367,14 @@ def iteration_curves(loss: StyleLoss, colors: Tensor, style: Tensor | None = Non
     Returns:
         (limit + 1, 3), mean over the images of the total, content and style before each iteration.
     """
-    curves = []
+    curves, search = [], quasi_newton(history=100)
     for i in range(len(colors)):
         one = slice(i, i + 1)
         content, of = loss.content_of(colors[one]), None if style is None else style[one]
         # L-BFGS takes no other order of pixels.
         image = colors[one].detach().clone(memory_format=torch.contiguous_format).requires_grad_()
         course = list[Tensor]()
-        optimizer = torch.optim.LBFGS(
-            [image],
-            max_iter=1,
-            max_eval=_EVALUATIONS,
-            history_size=100,
-            tolerance_grad=0,
-            tolerance_change=0,
-            line_search_fn="strong_wolfe",
-        )
+        optimizer = search([image])
         with torch.enable_grad():
             for iteration in range(limit + 1):
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from lit_viz.errors import UsageError, check_choice
+
+_EVALUATIONS = 26  # of a start and a line search
 
 MakeOptimizer = Callable[[list[Tensor]], torch.optim.Optimizer]
 """Makes an optimizer, any of torch's among them, of one tensor (n, …); it is to minimise."""
@@ -88,6 +91,29 @@ class CosineAdam(torch.optim.Adam):
             group["lr"] = group["first_lr"] * 0.5 * (1 + math.cos(math.pi * group["done"] / max(1, group["steps"])))
             group["done"] += 1
         return super().step(closure)
+
+
+def quasi_newton(*, lr: float = 1.0, iterations: int = 1, history: int) -> MakeOptimizer:
+    """Makes L-BFGS with a line search for the strong Wolfe conditions.
+
+    It never ends by itself: losses of deep layers and their gradients are small all along.
+
+    Args:
+        lr: First step that is tried along a line.
+        iterations: In each step of the optimizer.
+        history: How many iterations are remembered.
+    """
+    return partial(
+        torch.optim.LBFGS,
+        lr=lr,
+        max_iter=iterations,
+        # By default, None, a single iteration has no room for a search.
+        max_eval=_EVALUATIONS if iterations == 1 else None,
+        history_size=history,
+        tolerance_grad=0.0,
+        tolerance_change=0.0,
+        line_search_fn="strong_wolfe",
+    )
 
 
 def _norm(flat: Tensor) -> Tensor:
