@@ -27,6 +27,9 @@ BUILDERS: dict[str, Callable[[], nn.Module]] = {
     "squeezenet1_1": lambda: tv.squeezenet1_1(num_classes=CLASSES),
     "regnet_x_400mf": lambda: tv.regnet_x_400mf(num_classes=CLASSES),
     "densenet121": lambda: tv.densenet121(num_classes=CLASSES),
+    "mobilenet_v2": lambda: tv.mobilenet_v2(num_classes=CLASSES),
+    "googlenet": lambda: tv.GoogLeNet(CLASSES, aux_logits=False, transform_input=True, init_weights=False),
+    "inception_v3": lambda: tv.Inception3(CLASSES, aux_logits=False, transform_input=True, init_weights=False),
 }
 
 
@@ -48,7 +51,7 @@ def _built(name: str) -> nn.Module:
                 module.momentum = None  # plain mean of what it sees
         if any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
             with torch.no_grad():
-                model.train()(torch.randn(8, 3, 64, 64))
+                model.train()(torch.randn(8, 3, 80, 80) if name == "inception_v3" else torch.randn(8, 3, 64, 64))
     return model.eval()
 
 

@@ -1,0 +1,219 @@
+"""Which way of computing an occlusion map is right for a network, and pays."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from lit_viz.errors import UsageError
+from lit_viz.functional.batches import in_batches
+from lit_viz.functional.occlusion.grid import Grid
+from lit_viz.functional.occlusion.incremental import MOST_TOGETHER, Incremental
+from lit_viz.functional.occlusion.program import Program, prepared
+from lit_viz.functional.occlusion.tape import Untraceable, trace
+
+log = logging.getLogger(__name__)
+
+Engine = Literal["auto", "incremental", "full"]
+
+MEMORY = 1024
+"""MiB that maps may take."""
+
+LEAST_GAIN = 1.2
+"""How many times less there must be to compute before windows pay: they cost some copying."""
+
+FEW = 32
+"""So few covered copies are not worth a plan, which takes six passes."""
+
+Run = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Occluded:
+    """The output at each position.
+
+    Attributes:
+        values: (N, P).
+        engine: How it was computed.
+        note: Why so, and what it saved.
+    """
+
+    values: Tensor
+    engine: Literal["incremental", "full"]
+    note: str
+
+
+def occluded_scores(
+    run: Run,
+    images: Tensor,
+    cover: Tensor,
+    grid: Grid,
+    numbers: Callable[[Tensor, Tensor], Tensor],
+    *,
+    engine: Engine,
+    batch_size: int,
+    together: int | None,
+    memory: int,
+    progress: bool,
+) -> Occluded:
+    """The output of a network for images covered at each position of a grid.
+
+    Args:
+        run: From images to scores (B, K).
+        images: (N, C, H, W).
+        cover: (N, C, H, W), what the patch shows.
+        grid: Positions of the patch.
+        numbers: From scores (B, K) and numbers of images (B,) to the output (B,).
+        engine: See `lit_viz.functional.occlusion`.
+        batch_size: Whole copies at once, to start with.
+        together: Most windows at once; None for 64.
+        memory: Bytes that windows, and the maps that they are cut from, may take.
+        progress: Show a bar if it takes longer than three seconds.
+    """
+    copies = len(images) * len(grid.boxes)
+    program: Program | None = None
+    if engine == "full" or (engine == "auto" and copies < FEW):
+        note = "as asked" if engine == "full" else f"{copies} covered copies are too few for a plan"
+    else:
+        try:
+            program = prepared(trace(run, images[:1], 0.9 * images[:1].flip((2, 3))))
+            windows = Incremental(
+                program, grid.rows, grid.columns, memory=memory / 2, together=together or MOST_TOGETHER
+            )
+            note = _reason_against(windows, memory, engine) or _measured(
+                windows, images, cover, grid, batch_size, engine
+            )
+            if not note:
+                values = _by_windows(run, windows, images, cover, grid, numbers, progress)
+                return _told(Occluded(values, "incremental", f"{windows.plan.gain:.1f} times less to compute"))
+            _check(run, program.run, images, cover, grid)
+        except Untraceable as error:
+            program, note = None, f"the network can't be followed: {error}"
+        except Exception as error:  # whatever it is, full passes are there
+            program, note = None, f"{type(error).__name__}: {error}"
+        if engine == "incremental":
+            raise UsageError(
+                f"engine='incremental' is not possible here: {note}; engine='auto' takes full passes then."
+            )
+    passes = run if program is None else program.run
+    values = _by_passes(passes, images, cover, grid, numbers, batch_size, progress)
+    return _told(Occluded(values, "full", note))
+
+
+def _by_windows(
+    run: Run,
+    windows: Incremental,
+    images: Tensor,
+    cover: Tensor,
+    grid: Grid,
+    numbers: Callable[[Tensor, Tensor], Tensor],
+    progress: bool,
+) -> Tensor:
+    total, rows = len(images) * len(grid.boxes), []
+    with tqdm(total=total, desc="occlusion", unit="patch", delay=3, disable=not progress, leave=False) as bar:
+        for i in range(len(images)):
+            scores = windows.run(images[i : i + 1], cover[i : i + 1], bar.update)
+            if i == 0:
+                _check(run, lambda _, scores=scores: scores[_some(grid)], images, cover, grid)
+            rows.append(numbers(scores, torch.full((len(scores),), i, device=images.device)))
+    return torch.stack(rows)
+
+
+def _by_passes(
+    run: Run,
+    images: Tensor,
+    cover: Tensor,
+    grid: Grid,
+    numbers: Callable[[Tensor, Tensor], Tensor],
+    batch_size: int,
+    progress: bool,
+) -> Tensor:
+    count = len(grid.boxes)
+
+    def covered(pairs: Tensor) -> Tensor:
+        """The output for some of the pairs (image, position)."""
+        which, where = pairs // count, (pairs % count).tolist()
+        return numbers(run(grid.covered(images[which], cover[which], where)), which)
+
+    values = in_batches(
+        covered,
+        len(images) * count,
+        batch_size,
+        images.device,
+        description="occlusion",
+        unit="patch",
+        progress=progress,
+    )
+    return values.unflatten(0, (len(images), count))
+
+
+def _reason_against(windows: Incremental, memory: int, engine: Engine) -> str:
+    """Why windows don't pay, in words, or nothing."""
+    if windows.base_bytes > memory / 2:
+        return f"its maps take {windows.base_bytes / 2**20:.0f} MiB, more than half of memory={memory // 2**20}"
+    if engine == "auto" and windows.plan.gain < LEAST_GAIN:
+        return f"windows would save too little ({windows.plan.gain:.2f} times less to compute)"
+    return ""
+
+
+def _measured(windows: Incremental, images: Tensor, cover: Tensor, grid: Grid, batch_size: int, engine: Engine) -> str:
+    """On an accelerator, where launching a kernel may cost more than what it computes: which of the two is faster."""
+    if engine != "auto" or images.device.type == "cpu":
+        return ""
+    image, source = images[:1], cover[:1]
+    count = min(batch_size, len(grid.boxes))
+    copies = grid.covered(image.expand(count, -1, -1, -1), source.expand(count, -1, -1, -1), list(range(count)))
+
+    def seconds(work: Callable[[], object]) -> float:
+        work()  # the first time, kernels are chosen
+        torch.accelerator.synchronize()
+        started = time.perf_counter()
+        work()
+        torch.accelerator.synchronize()
+        return time.perf_counter() - started
+
+    by_windows = seconds(lambda: windows.run(image, source)) / len(grid.boxes)
+    by_passes = seconds(lambda: windows.program.run(copies)) / count
+    if by_windows < by_passes:
+        return ""
+    return f"full passes are {by_windows / by_passes:.1f} times as fast on this device"
+
+
+def _some(grid: Grid) -> list[int]:
+    """A few positions to try: at a corner, in the middle, at the last one."""
+    last = len(grid.boxes) - 1
+    return [0, (grid.shape[0] // 2) * grid.shape[1] + grid.shape[1] // 2, last]
+
+
+def _check(run: Run, other: Run, images: Tensor, cover: Tensor, grid: Grid) -> None:
+    """Holds what was written down against the network itself, at a few positions of the first image.
+
+    Raises:
+        Untraceable: If they differ by more than rounding.
+    """
+    some = _some(grid)
+    copies = grid.covered(images[:1].repeat(3, 1, 1, 1), cover[:1].repeat(3, 1, 1, 1), some)
+    expected, got = run(copies), other(copies)
+    exact = expected.dtype == torch.float64 or (expected.dtype == torch.float32 and images.device.type == "cpu")
+    share = 1e-9 if expected.dtype == torch.float64 else 2e-5 if exact and not _half() else 2e-2
+    if expected.shape != got.shape or not torch.isfinite(expected).equal(torch.isfinite(got)):
+        raise Untraceable("its steps give other scores than itself")
+    difference = (expected - got).nan_to_num().abs().max()
+    if difference > share * expected.nan_to_num().abs().max():
+        raise Untraceable(f"its steps give other scores than itself (by {float(difference):.2g})")
+
+
+def _half() -> bool:
+    return torch.is_autocast_enabled("cpu")
+
+
+def _told(occluded: Occluded) -> Occluded:
+    log.debug("occlusion: %s (%s)", occluded.engine, occluded.note)
+    return occluded

@@ -1,0 +1,164 @@
+"""A network's tape made ready to be run many times: constants computed, batch norms folded, dead steps gone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lit_viz.functional.occlusion.tape import INPUT, PerImage, Ref, Step, Tape, aten, mapped
+
+BATCH_NORMS = {
+    aten.native_batch_norm.default: 7,
+    aten.cudnn_batch_norm.default: 7,
+    aten.miopen_batch_norm.default: 7,
+    aten._native_batch_norm_legit_no_training.default: 6,
+}
+"""Operations of batch norm, and where their ε stands."""
+
+
+@dataclass
+class Program:
+    """What is left to do for each batch.
+
+    Attributes:
+        tape: As it was written down; its shapes hold.
+        steps: By number, in order; those that no result needs are missing.
+        readers: The steps that read each result, in order.
+    """
+
+    tape: Tape
+    steps: dict[int, Step]
+    readers: dict[Ref, list[int]]
+
+    def last_readers(self) -> dict[Ref, int]:
+        """The last step that reads each result."""
+        return {ref: numbers[-1] for ref, numbers in self.readers.items()}
+
+    def run(self, images: Tensor) -> Tensor:
+        """Scores (N, K) of whole images (N, C, H, W)."""
+        values: dict[Ref, Any] = {INPUT: images.contiguous(memory_format=torch.channels_last)}
+        self.go_on(values, len(images))
+        return values[self.tape.output]
+
+    def go_on(
+        self,
+        values: dict[Ref, Any],
+        images: int,
+        after: int = -1,
+        keep: Callable[[Ref, Any], None] = lambda ref, value: None,
+    ) -> None:
+        """Runs the steps after one, on whole maps, and lets go of what is no longer read.
+
+        Args:
+            values: What is there; results are added.
+            images: How many images that is.
+            after: The last step that was run.
+            keep: Is shown each result.
+        """
+        last = self.last_readers()
+        for number, step in self.steps.items():
+            if number <= after:
+                continue
+            for i, value in enumerate(outputs(self.call(step, values, images))):
+                values[Ref(number, i)] = value
+                keep(Ref(number, i), value)
+            for ref in step.refs:
+                if last[ref] == number:
+                    values.pop(ref, None)
+
+    def call(self, step: Step, values: dict[Ref, Any], images: int) -> Any:
+        """Runs the operation of a step on a number of images."""
+
+        def concrete(leaf: Any) -> Any:
+            if isinstance(leaf, Ref):
+                return values[leaf]
+            return leaf.at(images) if isinstance(leaf, PerImage) else leaf
+
+        # What autocast converts is written down as steps of its own.
+        with torch.autocast(self.tape.device.type, enabled=False):
+            return step.op(*mapped(concrete, step.args), **mapped(concrete, step.kwargs))
+
+
+def outputs(result: Any) -> list[Any]:
+    """What an operation returns, as a list."""
+    return list(result) if isinstance(result, (tuple, list)) else [result]
+
+
+def prepared(tape: Tape) -> Program:
+    """Computes what does not depend on the images, folds batch norms into convolutions, and leaves out what is dead."""
+    steps: dict[int, Step] = {}
+    constants: dict[Ref, Tensor] = {}
+    for number, step in enumerate(tape.steps):
+        step = replace(
+            step,
+            args=mapped(lambda leaf: constants.get(leaf, leaf) if isinstance(leaf, Ref) else leaf, step.args),
+            kwargs=mapped(lambda leaf: constants.get(leaf, leaf) if isinstance(leaf, Ref) else leaf, step.kwargs),
+        )
+        if step.op in (aten.view.default, aten._unsafe_view.default):
+            step = replace(step, op=aten.reshape.default)  # maps come here in another order of memory
+        if step.depends or step.refs or step.counts_images:
+            steps[number] = step
+            continue
+        out = step.op(*step.args, **step.kwargs)
+        for i, tensor in enumerate(outputs(out)):
+            constants[Ref(number, i)] = tensor
+    steps = _living(steps, tape.output)
+    _fold_batch_norms(steps, tape)
+    steps = _living(steps, tape.output)
+    readers: dict[Ref, list[int]] = {}
+    for number, step in steps.items():
+        for ref in dict.fromkeys(step.refs):
+            readers.setdefault(ref, []).append(number)
+    return Program(tape, steps, readers)
+
+
+def _living(steps: dict[int, Step], output: Ref) -> dict[int, Step]:
+    """The steps whose results are used."""
+    needed = {output.step}
+    for number in reversed(steps):
+        if number in needed:
+            needed.update(ref.step for ref in steps[number].refs)
+    return {number: step for number, step in steps.items() if number in needed}
+
+
+def _fold_batch_norms(steps: dict[int, Step], tape: Tape) -> None:
+    """Puts into the weights of a convolution what the batch norm after it does."""
+    uses = Counter(ref.step for step in steps.values() for ref in step.refs)
+    for number, step in steps.items():
+        if step.op not in BATCH_NORMS or not isinstance(step.args[0], Ref) or step.args[0] == INPUT:
+            continue
+        before = steps[step.args[0].step]
+        image, weight, bias, mean, var, *rest = step.args
+        held = before.args[1:3] if before.op is aten.convolution.default else ()
+        fixed = [t for t in (*held, weight, bias, mean, var) if t is not None]
+        if (
+            before.op is not aten.convolution.default
+            or before.args[6]  # transposed
+            or uses[image.step] > 1
+            or not all(isinstance(t, Tensor) and t.dtype == tape.dtype_of(image) for t in fixed)
+            or (len(rest) == 3 and rest[0])  # in training mode
+        ):
+            continue
+        steps[number] = replace(
+            before, args=(before.args[0], *_folded(before, step), *before.args[3:]), shapes=before.shapes
+        )
+
+
+def _folded(convolution: Step, norm: Step) -> tuple[Tensor, Tensor]:
+    r"""Weights of a convolution that does what convolution and batch norm do.
+
+    $\gamma\,(w * x + b - \mu) / \sqrt{\sigma^2 + \varepsilon} + \beta$, in double precision and rounded once.
+    """
+    weight, bias = convolution.args[1:3]
+    gamma, beta, mean, var = norm.args[1:5]
+    scale = (var.double() + norm.args[BATCH_NORMS[norm.op]]).rsqrt()
+    scale = scale if gamma is None else scale * gamma
+    shift = (-mean.double() if bias is None else bias.double() - mean) * scale
+    shift = shift if beta is None else shift + beta
+    folded = weight.double() * scale.reshape(-1, *[1] * (weight.dim() - 1))
+    return folded.to(weight.dtype).contiguous(memory_format=torch.channels_last), shift.to(weight.dtype)
