@@ -74,11 +74,10 @@ def trained(
     module = FastStyleTransfer(
         styles,
         "efficientnet_lite0",
-        strength=given.strength,
         width=16,
         optimizer=partial(Muon, lr=given.lr),
         lr_scheduler=partial(torch.optim.lr_scheduler.OneCycleLR, max_lr=given.lr, total_steps=steps, pct_start=0.1),
-        **LAYERS | changes,
+        **LAYERS | {"strength": given.strength} | changes,
     )
     losses = Losses()
     trainer = Trainer(
@@ -128,7 +127,7 @@ def config(given: argparse.Namespace) -> None:
     colors, loss = held_out(), module.loss
     assert loss is not None
     other = next(name for name in STYLES if name != module.style_names[0])
-    wrong, _, _ = trained([other], 150, given=given)
+    wrong, _, _ = trained([other], 150, given=given, **{k: module.hparams[k] for k in (*LAYERS, "strength")})
     style = picture_colors(style_picture(module.given[0]), module.hparams["style_size"])
     top, left = ((side - 128) // 2 for side in style.shape[2:])
     seed_everything(2, verbose=False)

@@ -1,7 +1,8 @@
 """What looking costs: ratios of wall time with callbacks to wall time without, alternating in one process.
 
-    python benchmarks/overhead.py                 # both tables, about twelve minutes on two cores
+    python benchmarks/overhead.py                 # all, about a quarter of an hour on two cores
     python benchmarks/overhead.py --only patches  # a minute
+    python benchmarks/overhead.py --only writing --epochs 2
 
 Absolute times say little on a shared machine; ratios of alternating runs do. Medians of the repeats are printed, and
 the smallest and largest ratio of a pair.
@@ -16,8 +17,10 @@ import statistics
 import tempfile
 import time
 import warnings
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import torchvision
@@ -29,6 +32,8 @@ from lit_viz.callbacks import MaxActivatingPatches, VisualizationCallback
 from lit_viz.cli import LitVizCLI
 from lit_viz.layers import convolutions
 from lit_viz.modules import ImageClassifier
+from lit_viz.write_behind import WriteBehind
+from lit_viz.writer import Writer
 
 QUICKSTART = Path(__file__).parents[1] / "configs" / "quickstart.yaml"
 
@@ -48,18 +53,64 @@ def quickstart(epochs: int | None, repeats: int) -> list[str]:
     times: dict[bool, list[float]] = {True: [], False: []}
     for repeat in range(repeats + 1):
         for looking in (False, True):
-            with tempfile.TemporaryDirectory() as folder:
-                args = ["--config", str(QUICKSTART), "--trainer.enable_progress_bar=false"]
-                args += [f"--trainer.logger.init_args.save_dir={folder}"]
-                args += [] if epochs is None else [f"--trainer.max_epochs={epochs}"]
-                args += [] if looking else ["--trainer.callbacks=null"]
-                cli = LitVizCLI(args=args, run=False)
-                assert looking == any(isinstance(c, VisualizationCallback) for c in cli.trainer.callbacks)
-                started = time.perf_counter()
-                cli.trainer.fit(cli.model, cli.datamodule)
-                if repeat:  # the first pair warms the process up: its first run is up to a third slower than all others
-                    times[looking].append(time.perf_counter() - started)
+            seconds = quickstart_seconds(epochs, looking)
+            if repeat:  # the first pair warms the process up: its first run is up to a third slower than all others
+                times[looking].append(seconds)
     return [row("quickstart: five callbacks, training time", times[True], times[False])]
+
+
+def quickstart_seconds(epochs: int | None, looking: bool = True) -> float:
+    """One run of the quickstart."""
+    with tempfile.TemporaryDirectory() as folder:
+        args = ["--config", str(QUICKSTART), "--trainer.enable_progress_bar=false"]
+        args += [f"--trainer.logger.init_args.save_dir={folder}"]
+        args += [] if epochs is None else [f"--trainer.max_epochs={epochs}"]
+        args += [] if looking else ["--trainer.callbacks=null"]
+        cli = LitVizCLI(args=args, run=False)
+        assert looking == any(isinstance(c, VisualizationCallback) for c in cli.trainer.callbacks)
+        started = time.perf_counter()
+        cli.trainer.fit(cli.model, cli.datamodule)
+        return time.perf_counter() - started
+
+
+def writing(epochs: int | None, repeats: int) -> list[str]:
+    """How long the quickstart's thread is busy with writing pictures, beside training and at once."""
+    spent = 0.0
+
+    def counted(run: Any) -> Any:
+        def wrapped(*args: Any) -> Any:
+            nonlocal spent
+            started = time.perf_counter()
+            try:
+                return run(*args)
+            finally:
+                spent += time.perf_counter() - started
+
+        return wrapped
+
+    def at_once(self: WriteBehind, write: Any, size: int, done: Any) -> None:
+        write()
+        done(0.0, None)
+
+    places = [(Writer, "picture_behind"), (Writer, "flush_behind"), (WriteBehind, "finish")]
+    shares: dict[bool, list[tuple[float, float]]] = {True: [], False: []}
+    with ExitStack() as stack:
+        for owner, name in places:
+            stack.enter_context(mock.patch.object(owner, name, counted(getattr(owner, name))))
+        for repeat in range(repeats + 1):
+            for beside in (False, True):
+                with ExitStack() as inner:
+                    if not beside:
+                        inner.enter_context(mock.patch.object(WriteBehind, "submit", at_once))
+                    spent = 0.0
+                    seconds = quickstart_seconds(epochs)
+                    if repeat:
+                        shares[beside].append((spent, seconds))
+    lines = ["| quickstart, pictures written | training time | of it writing | share |", "| --- | --- | --- | --- |"]
+    for beside, name in ((False, "at once"), (True, "beside training")):
+        of_writing, whole = (statistics.median(column) for column in zip(*shares[beside], strict=True))
+        lines.append(f"| {name} | {whole:.2f} s | {of_writing:.3f} s | {of_writing / whole:.2%} |")
+    return lines
 
 
 class Stopwatch(Callback):
@@ -106,22 +157,25 @@ def patches(size: int, batches: int, batch_size: int, repeats: int) -> list[str]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=["quickstart", "patches"])
+    parser.add_argument("--only", choices=["quickstart", "patches", "writing"])
     parser.add_argument("--epochs", type=int, help="shorten the quickstart")
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     lines = []
-    if args.only != "quickstart":
+    if args.only in (None, "patches"):
         patches(32, 2, 64, 1)  # warm-up
         lines += patches(224, 8, 32, args.repeats) + patches(32, 40, 64, args.repeats)
-    if args.only != "patches":
+    if args.only in (None, "quickstart"):
         lines += quickstart(args.epochs, args.repeats)
     print(f"\n{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, ", end="")
     print(f"Python {platform.python_version()}, torch {torch.__version__}, torchvision {torchvision.__version__}\n")
-    print("| what | without | with | ratio of medians | pairs |\n| --- | --- | --- | --- | --- |")
-    print("\n".join(lines))
+    if lines:
+        print("| what | without | with | ratio of medians | pairs |\n| --- | --- | --- | --- | --- |")
+        print("\n".join(lines), end="\n\n")
+    if args.only in (None, "writing"):
+        print("\n".join(writing(args.epochs, args.repeats)))
 
 
 if __name__ == "__main__":

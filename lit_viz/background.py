@@ -32,6 +32,7 @@ class _Job:
     done: Callable[[np.ndarray], None]
     dropped: Callable[[], None]
     answer: Path = field(default_factory=Path)
+    started: float = 0.0
 
 
 class EmbeddingWorker:
@@ -39,6 +40,10 @@ class EmbeddingWorker:
 
     A process, not a thread: a thread would share the interpreter lock and the thread pool with training. Jobs are
     answered in order, so what comes out does not depend on timing. Nothing here blocks but `finish`.
+
+    Attributes:
+        last: The embedding before, (N, 2), or None.
+        seconds: How long all jobs took that were answered.
     """
 
     def __init__(self) -> None:
@@ -48,6 +53,7 @@ class EmbeddingWorker:
         self._running: _Job | None = None
         self._number = 0
         self.last: np.ndarray | None = None
+        self.seconds = 0.0
 
     @property
     def busy(self) -> bool:
@@ -94,6 +100,7 @@ class EmbeddingWorker:
         self._start_next()  # where making the arguments of the job before failed
         while self._running is not None and self._running.answer.exists():
             job, self._running = self._running, None
+            self.seconds += time.monotonic() - job.started
             try:
                 with np.load(job.answer) as answer:
                     error = str(answer["error"]) if "error" in answer else None
@@ -172,7 +179,7 @@ class EmbeddingWorker:
         job.answer = stem.with_suffix(".answer.npz")
         arguments = {k: v for k, v in job.arguments(self.last).items() if v is not None}
         np.savez(stem.with_suffix(".npz"), **arguments)
-        self._running = job
+        self._running, job.started = job, time.monotonic()
         assert self._process.stdin is not None
         line = json.dumps({"arguments": str(stem.with_suffix(".npz")), "answer": str(job.answer)})
         try:

@@ -18,6 +18,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 import lit_viz.callbacks
 import lit_viz.data
 import lit_viz.modules  # noqa: F401
+from lit_viz.budget import Budget
 from lit_viz.callbacks import VisualizationCallback
 from lit_viz.commands import COMMANDS, command_of, run_command
 from lit_viz.commands.base import how_to_look, short_path
@@ -110,6 +111,23 @@ class LitVizCLI(LightningCLI):
             "init_args": {"save_dir": "runs", "name": "", "default_hp_metric": False},
         }
         parser.set_defaults({"trainer.logger": logger})
+        parser.add_argument(
+            "--budget",
+            type=float | None,
+            default=None,
+            help="Share of the training time that all visualizations together may take, 0.05 for 5 %%: they are drawn "
+            "less often where they would take more. One that has a budget of its own keeps it.",
+        )
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        trainer = super().instantiate_trainer(**kwargs)
+        share = self._get(self.config_init, "budget")
+        if share is not None:
+            account = Budget(share)
+            for callback in trainer.callbacks:
+                if isinstance(callback, VisualizationCallback) and callback.budget is None:
+                    callback.budget = account
+        return trainer
 
     def _parse_ckpt_path(self) -> None:
         """Settings that a checkpoint tells; without facts about the data that its model doesn't ask for.

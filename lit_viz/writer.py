@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -17,6 +18,10 @@ from lightning.pytorch.loggers.logger import DummyLogger
 from PIL import Image
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch import Tensor
+
+Task = Callable[[], Any]
+Done = Callable[[float, Exception | None], None]
+Submit = Callable[[Task, int, Done], None]
 
 FLUSH_SECONDS = 10.0
 _flushed: WeakKeyDictionary[TensorBoardLogger, float] = WeakKeyDictionary()
@@ -58,30 +63,43 @@ class Writer:
             picture: uint8 (H, W, 3).
             step: The trainer's global step.
         """
+        here, anywhere = self._tasks(tag, picture, step)
+        run_all([*here, *anywhere])
 
-        def write(logger: Any) -> None:
-            if isinstance(logger, Path):
-                save_png(logger, tag, picture, step)
-            elif isinstance(logger, TensorBoardLogger):
-                # What `add_image` does, in a third of its time: it converts to float and back, and compresses hard.
-                height, width = picture.shape[:2]
-                image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=encoded(picture))
-                summary = Summary(value=[Summary.Value(tag=tag, image=image)])
-                logger.experiment._get_file_writer().add_summary(summary, step)
-            elif isinstance(logger, WandbLogger):
-                logger.log_image(tag, [Image.fromarray(picture)], step=step)
-            elif isinstance(logger, MLFlowLogger):
-                logger.experiment.log_image(logger.run_id, picture, key=tag, step=step, synchronous=True)
-            elif _takes_images(logger):
-                logger.log_image(tag, [picture], step=step)
-            else:
-                save_png(_folder_beside(logger), tag, picture, step)
+    def picture_behind(self, tag: str, picture: np.ndarray, step: int, submit: Submit, done: Done) -> None:
+        """Writes one picture, without waiting for it where the loggers allow that.
 
-        _to_each([*self.loggers, *([self.folder] if self.folder else [])], write)
+        Args:
+            tag: As in `picture`.
+            picture: As in `picture`; it may be changed afterwards.
+            step: As in `picture`.
+            submit: Takes what any thread may do later, how many bytes that holds on to, and who is to be told.
+            done: Told of the seconds that it took elsewhere, and of the first failure or None; of nothing where there
+                is nothing to write to.
+        """
+        picture = np.array(picture)
+        here, anywhere = self._tasks(tag, picture, step)
+        failure = first_failure(here)
+        if anywhere:
+            submit(partial(run_all, anywhere), picture.nbytes, lambda seconds, later: done(seconds, failure or later))
+        elif here:
+            done(0.0, failure)
+
+    def _tasks(self, tag: str, picture: np.ndarray, step: int) -> tuple[list[Task], list[Task]]:
+        """What must be done in this thread to write a picture, and what may be done in any, in order."""
+        here: list[Task] = []
+        anywhere: list[Task] = []
+        for target in [*self.loggers, *([self.folder] if self.folder else [])]:
+            try:
+                task, bound = _task(target, tag, picture, step)
+            except Exception as error:
+                task, bound = partial(_raise, error), True
+            (here if bound else anywhere).append(task)
+        return here, anywhere
 
     def scalars(self, values: dict[str, float], step: int) -> None:
         """Writes numbers by tag."""
-        _to_each(self.loggers, lambda logger: logger.log_metrics(values, step=step))
+        run_all(partial(logger.log_metrics, values, step=step) for logger in self.loggers)
 
     def embedding(
         self,
@@ -118,36 +136,94 @@ class Writer:
         if side > limit:
             sprites = torch.nn.functional.interpolate(sprites, size=(limit, limit), mode="area")
 
-        def write(logger: Any) -> None:
-            if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_embedding(
-                    features.cpu(), rows, sprites.cpu(), step, tag=tag, metadata_header=["class", "sample"]
-                )
+        def write(logger: TensorBoardLogger) -> None:
+            logger.experiment.add_embedding(
+                features.cpu(), rows, sprites.cpu(), step, tag=tag, metadata_header=["class", "sample"]
+            )
 
-        _to_each(self.loggers, write)
+        run_all(partial(write, logger) for logger in self.loggers if isinstance(logger, TensorBoardLogger))
 
     def flush(self) -> None:
         """Makes what TensorBoard got visible, if the last time was a while ago: waiting for the disk takes its time.
 
         At the end of a run its logger does the rest.
         """
-        now = time.monotonic()
+        run_all(self._flushes())
+
+    def flush_behind(self, submit: Submit, done: Done) -> None:
+        """Likewise, without waiting."""
+        flushes = self._flushes()
+        if flushes:
+            submit(partial(run_all, flushes), 0, done)
+
+    def _flushes(self) -> list[Task]:
+        now, due = time.monotonic(), []
         for logger in self.loggers:
             if isinstance(logger, TensorBoardLogger) and now - _flushed.get(logger, 0.0) > FLUSH_SECONDS:
-                logger.experiment.flush()
+                due.append(logger.experiment.flush)
                 _flushed[logger] = now
+        return due
 
 
-def _to_each(targets: Sequence[Any], write: Callable[[Any], None]) -> None:
-    """Writes to all, also where one of them fails; then raises the first failure."""
+def run_all(tasks: Iterable[Task]) -> None:
+    """Does all of them, also where one fails; then raises the first failure."""
+    failure = first_failure(tasks)
+    try:
+        if failure is not None:
+            raise failure
+    finally:
+        del failure  # its traceback holds this frame, and with it the pictures
+
+
+def first_failure(tasks: Iterable[Task]) -> Exception | None:
+    """Does all of them, also where one fails; returns the first failure."""
     failure: Exception | None = None
-    for target in targets:
+    for task in tasks:
         try:
-            write(target)
+            task()
         except Exception as error:
             failure = failure or error
-    if failure is not None:
-        raise failure
+    try:
+        return failure
+    finally:
+        del failure  # likewise
+
+
+def _task(target: Any, tag: str, picture: np.ndarray, step: int) -> tuple[Task, bool]:
+    """How to write a picture to a logger or folder, and whether that is bound to the thread of the run."""
+    if isinstance(target, Path):
+        return partial(save_png, target, tag, picture, step), False
+    if isinstance(target, TensorBoardLogger):
+        return partial(_to_tensorboard, _event_writer(target), tag, picture, step, time.time()), False
+    if isinstance(target, MLFlowLogger):
+        # Its client logs from threads itself, where asked not to wait.
+        log, now = target.experiment.log_image, int(time.time() * 1000)
+        return partial(log, target.run_id, picture, key=tag, step=step, timestamp=now, synchronous=True), False
+    if isinstance(target, WandbLogger):
+        # Its history counts calls; another thread's would come between those of the run, and not always at one place.
+        return partial(target.log_image, tag, [Image.fromarray(picture)], step=step), True
+    if _takes_images(target):
+        # Nobody knows whether it may be called while the run logs to it.
+        return partial(target.log_image, tag, [picture], step=step), True
+    return partial(save_png, _folder_beside(target), tag, picture, step), False
+
+
+def _raise(error: Exception) -> None:
+    raise error
+
+
+def _event_writer(logger: TensorBoardLogger) -> Callable[[], Any]:
+    """TensorBoard's writer of events, which has a queue and a lock of its own: any thread may write to it."""
+    find: Callable[[], Any] = logger.experiment._get_file_writer
+    find()  # made in this thread, so that no two make one; asked for again later, since closing the logger ends it
+    return find
+
+
+def _to_tensorboard(writer: Callable[[], Any], tag: str, picture: np.ndarray, step: int, now: float) -> None:
+    # What `add_image` does, in a third of its time: it converts to float and back, and compresses hard.
+    height, width = picture.shape[:2]
+    image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=encoded(picture))
+    writer().add_summary(Summary(value=[Summary.Value(tag=tag, image=image)]), step, now)
 
 
 def encoded(picture: np.ndarray) -> bytes:

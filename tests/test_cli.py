@@ -126,6 +126,8 @@ QUICKSTART = ["--config", str(CONFIGS / "quickstart.yaml"), *SMALL, *QUIET]
     [
         (["fit", "--trainer.callbacks+=Saliency", "--trainer.callbacks.num_images=0"], "num_images must be a whole"),
         (["fit", "--data.batch_size=0"], "batch_size must be at least 1"),
+        (["fit", "--budget=5"], "budget is a share of the time"),
+        (["fit", "--trainer.callbacks+=Saliency", "--trainer.callbacks.budget=0"], "budget is a share of the time"),
         (["fit", "--model.model=resnet19"], "did you mean 'resnet18'"),
         (["fit", "--data=ImageFolderData", "--data.train_dir=nowhere"], "nowhere"),
         (["fit", "--trainer.callbacks+=Saliency", "--trainer.callbacks.target=dog"], "no class 'dog'"),
@@ -251,3 +253,18 @@ def test_packaged_configurations_are_found_by_name(tmp_path: Path, monkeypatch: 
     monkeypatch.chdir(tmp_path)
     found = _with_known_configs(["fit", "--config", "quickstart", "-c", "callbacks/saliency", "--config=nope.yaml"])
     assert Path(found[2]).is_file() and Path(found[4]).is_file() and found[5] == "--config=nope.yaml"
+
+
+def test_a_budget_for_all_that_have_none_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    own = ["--trainer.callbacks+=Saliency", "--trainer.callbacks.budget=0.2"]
+    run = ["fit", *QUICKSTART, "--budget", "0.05", *own]
+    main(run)
+    saved = tmp_path / "runs" / "quickstart" / "version_0" / "config.yaml"
+    assert yaml.safe_load(saved.read_text())["budget"] == 0.05
+    for cli in (LitVizCLI(args=["fit", "--config", str(saved)]), parsed(*QUICKSTART, "--budget=0.05", *own)):
+        *others, last = (c.budget for c in cli.trainer.callbacks if isinstance(c, VisualizationCallback))
+        assert len(others) == 5 and all(budget is others[0] for budget in others), "one account for all"
+        assert (others[0].share, last.share) == (0.05, 0.2)
+    cli = parsed(*QUICKSTART)
+    assert all(c.budget is None for c in cli.trainer.callbacks if isinstance(c, VisualizationCallback))

@@ -19,7 +19,7 @@ STOREYS = [
     ["errors"],
     ["layers", "guard", "pixels", "pictures"],
     ["functional"],
-    ["draw", "probing", "state", "writer", "background", "video", "styles"],
+    ["draw", "probing", "state", "writer", "write_behind", "budget", "background", "video", "styles"],
     ["networks"],
     ["callbacks", "modules", "data", "showing", "stylizing"],
     ["commands"],
@@ -29,7 +29,7 @@ STOREY = {room: storey for storey, rooms in enumerate(STOREYS) for room in rooms
 
 # In these rooms files are siblings that don't import each other, but for these.
 SHARED = {
-    "callbacks": {"base", "collecting", "attribution", "features"},
+    "callbacks": {"base", "look", "collecting", "attribution", "features"},
     "modules": {"base", "synthesis"},
     "data": {"base"},
     "commands": {"base"},

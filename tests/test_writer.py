@@ -156,6 +156,75 @@ def test_a_logger_that_fails_is_not_hushed_up(tmp_path: Path) -> None:
         Writer([Fails()]).picture(TAG, picture(), 1)
 
 
+class Later:
+    """Takes what may be done elsewhere, and remembers what it is told."""
+
+    def __init__(self) -> None:
+        self.jobs: list[tuple[Any, int, Any]] = []
+        self.told: list[Exception | None] = []
+
+    def submit(self, write: Any, size: int, done: Any) -> None:
+        self.jobs.append((write, size, done))
+
+    def done(self, seconds: float, failure: Exception | None) -> None:
+        self.told.append(failure)
+
+
+def test_a_picture_is_written_later_as_it_was_then(tmp_path: Path) -> None:
+    board, takes, later, canvas = tensorboard(tmp_path / "a"), Takes(), Later(), picture()
+    Writer([board, takes], tmp_path / "b").picture_behind(TAG, canvas, 5, later.submit, later.done)
+    canvas[:] = 0
+    assert len(takes.images) == 1 and not list((tmp_path / "b").glob("*")) and later.told == []
+    ((write, size, done),) = later.jobs
+    write()
+    done(0.0, None)
+    board.experiment.flush()
+    (image,) = events(board).Images(TAG)
+    for written in (decoded(image), read(tmp_path / "b" / TAG / "step_00000005.png"), takes.images[0][1][0]):
+        assert np.array_equal(written, picture())
+    assert size == picture().nbytes and later.told == [None]
+
+
+def test_which_loggers_are_called_from_the_thread_of_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that say nothing of threads, and Weights & Biases, whose history counts calls."""
+    from lightning.pytorch.loggers import MLFlowLogger, WandbLogger
+
+    calls: list[str] = []
+
+    class Client:
+        def log_image(self, *args: Any, **kwargs: Any) -> None:
+            calls.append("mlflow")
+
+    monkeypatch.setattr(MLFlowLogger, "experiment", Client())
+    monkeypatch.setattr(MLFlowLogger, "run_id", "run")
+    monkeypatch.setattr(WandbLogger, "log_image", lambda *args, **kwargs: calls.append("wandb"))
+    loggers = [object.__new__(WandbLogger), object.__new__(MLFlowLogger), Takes()]
+    for logger, elsewhere in zip(loggers, (False, True, False), strict=True):
+        later = Later()
+        Writer([logger]).picture_behind(TAG, picture(), 5, later.submit, later.done)
+        assert bool(later.jobs) == elsewhere == (not later.told)
+        for write, _, _ in later.jobs:
+            write()
+    assert calls == ["wandb", "mlflow"]
+
+
+def test_of_failures_here_and_elsewhere_the_first_is_told(tmp_path: Path) -> None:
+    later = Later()
+    Writer([Fails()], tmp_path).picture_behind(TAG, picture(), 5, later.submit, later.done)
+    ((write, _, done),) = later.jobs
+    write()
+    done(0.0, None)
+    assert [type(failure) for failure in later.told] == [ConnectionError]
+    assert list(tmp_path.rglob("*.png"))
+
+
+def test_where_nothing_is_written_nothing_is_told() -> None:
+    later, writer = Later(), Writer([])
+    writer.picture_behind(TAG, picture(), 5, later.submit, later.done)
+    writer.flush_behind(later.submit, later.done)
+    assert later.jobs == later.told == []
+
+
 def test_save_png_replaces_and_never_leaves_half_a_file(tmp_path: Path) -> None:
     save_png(tmp_path, TAG, picture(0), 1)
     path = save_png(tmp_path, TAG, picture(1), 1)

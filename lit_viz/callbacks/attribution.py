@@ -42,6 +42,7 @@ def attribution_sheet(
     method: str = "bicubic",
     measure: str = "",
     notes: Sequence[str] = (),
+    seen: Tensor | None = None,
 ) -> np.ndarray:
     """One card for each probe image: the image, the map, and the map over the image.
 
@@ -60,6 +61,7 @@ def attribution_sheet(
         method: How maps are enlarged, "nearest" for cells.
         measure: Name of the largest value, to be given in captions.
         notes: More to say of each map.
+        seen: (h, w) bool, where maps were asked for; what is NaN elsewhere is hatched without a word.
     """
     images = draw.to_uint8(look.pixels.to_color(look.images))
     heats = [np.where(np.isfinite(heat), heat, np.nan) for heat in maps.double().cpu().numpy()]
@@ -69,7 +71,8 @@ def attribution_sheet(
     def cards(
         pictures: Sequence[Sequence[NDArray[np.uint8]]], ranges: Sequence[tuple[float, float]]
     ) -> list[draw.Card]:
-        told = [_note(heat, *r, measure, limits == "each") for heat, r in zip(heats, ranges, strict=True)]
+        asked = heats if seen is None else [heat[seen.cpu().numpy()] for heat in heats]
+        told = [_note(heat, *r, measure, limits == "each") for heat, r in zip(asked, ranges, strict=True)]
         return [
             draw.Card(row, caption, " · ".join(text for text in (detail, *said) if text), correct)
             for row, (caption, detail, correct), said in zip(

@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_warn
-from torch import Tensor
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.nn.parameter import is_lazy
 
+from lit_viz.budget import Budget
+from lit_viz.callbacks.look import Look, TargetChoice
 from lit_viz.errors import UsageError, check_at_least, check_choice
-from lit_viz.functional.classes import class_index, names_of, two_classes
-from lit_viz.functional.scores import Score, class_scores, probabilities, resolve_target
-from lit_viz.layers import convolutions, find_layer
-from lit_viz.pixels import PixelSpace, find_pixel_space, given_pixel_space, guess_pixel_space
+from lit_viz.functional.classes import names_of
+from lit_viz.functional.scores import Score
+from lit_viz.layers import find_layer
+from lit_viz.pixels import find_pixel_space, given_pixel_space, guess_pixel_space
 from lit_viz.probing import (
     BatchToImages,
     Forward,
@@ -33,76 +34,8 @@ from lit_viz.probing import (
     probe_from_batch,
     to_network,
 )
+from lit_viz.write_behind import WriteBehind
 from lit_viz.writer import Writer
-
-TargetChoice = Literal["label", "predicted"] | int | str | Sequence[int | str]
-
-
-@dataclass
-class Look:
-    """All that a visualization needs of one look at a model.
-
-    Attributes:
-        model: Maps images to the model's output; in evaluation mode, gradients on.
-        images: (N, C, H, W) on the model's device; (0, 0, 0, 0) for a visualization that needs the weights alone.
-        labels: (N,) int64 in the classes of `class_names`, −1 where unknown, or None.
-        names: What the data set calls the images, or None.
-        class_names: Names of the classes, or None.
-        pixels: How network input relates to colours.
-        step: The trainer's global step.
-        epoch: The trainer's epoch.
-        score: From what the model returns to scores (N, K), or None where it returns these.
-        scores: (N, K), detached; empty, (N, 0), for a visualization that needs none.
-        targets: (N,) int64, the class of each image that is asked about; empty, (0,), likewise.
-    """
-
-    model: LightningModule
-    images: Tensor
-    labels: Tensor | None
-    names: list[str] | None
-    class_names: list[str] | None
-    pixels: PixelSpace
-    step: int
-    epoch: int
-    score: Score | None
-    scores: Tensor
-    targets: Tensor
-
-    @property
-    def when(self) -> str:
-        """Epoch and step in words, for titles; for a finished model what is done with it."""
-        stage = self.model.trainer.state.fn
-        if stage != "fit":
-            return str(stage.value)
-        return f"epoch {self.epoch} · step {self.step:,}".replace(",", " ")
-
-    def class_name(self, index: int) -> str:
-        """Name of a class, or "class 7" where names are unknown."""
-        return self.class_names[index] if self.class_names else f"class {index}"
-
-    def captions(self) -> list[tuple[str, str, bool | None]]:
-        """For each image a caption (the target and its probability), a detail line, and whether the network is right.
-
-        Scores that are not finite are said, not drawn over.
-        """
-        out = []
-        p = probabilities(self.scores).cpu()
-        for i, target in enumerate(self.targets.tolist()):
-            name = self.class_name(target)
-            if not torch.isfinite(self.scores[i]).all():
-                out.append((name, "scores are NaN or infinite", None))
-                continue
-            best = int(self.scores[i].argmax())
-            label = None if self.labels is None or self.labels[i] < 0 else int(self.labels[i])
-            details = []
-            if best != target:
-                details.append(f"predicted {self.class_name(best)}  {p[i, best]:.2f}")
-            if label is not None and label != target:
-                details.append(f"label {self.class_name(label)}")
-            if self.names:
-                details.append(self.names[i])
-            out.append((f"{name}  {p[i, target]:.2f}", " · ".join(details), None if label is None else best == label))
-        return out
 
 
 class VisualizationCallback(Callback):
@@ -117,6 +50,9 @@ class VisualizationCallback(Callback):
         every_n_steps: Look every so many optimizer steps instead.
         at_start: Also look before the first step, at the untrained network.
         at_end: Also look after the last step, if the last look is older.
+        budget: Share of the time of a run that looks may take, 0.05 for 5 %: a look that is due but would take it over
+            that is left out (see `Budget`; one given to several callbacks is an account they share). Which looks are
+            taken then depends on how fast the machine is. None to take them all.
         num_images: How many probe images; they stay the same over the run.
         target: Which class to ask about: "label" (the true class, or the predicted one where there is no label that
             the network knows), "predicted", a class index or name (or a word that only one name has), or one of these
@@ -153,6 +89,7 @@ class VisualizationCallback(Callback):
         every_n_steps: int | None = None,
         at_start: bool = True,
         at_end: bool = True,
+        budget: float | Budget | None = None,
         num_images: int = 8,
         target: TargetChoice = "label",
         class_names: Sequence[str] | None = None,
@@ -181,6 +118,7 @@ class VisualizationCallback(Callback):
         self.every_n_epochs = None if every_n_steps else every_n_epochs
         self.every_n_steps = every_n_steps
         self.at_start, self.at_end = at_start, at_end
+        self.budget = budget if budget is None or isinstance(budget, Budget) else Budget(budget)
         self.num_images, self.target = num_images, target
         self.class_names = None if class_names is None else list(class_names)
         self.pixels = None if mean is None or std is None else given_pixel_space(mean, std)
@@ -192,7 +130,10 @@ class VisualizationCallback(Callback):
         self._probe: Probe | None = None
         self._state = "new"  # the same on all ranks: "new", "waiting" for a batch, "ready", "failed"
         self._last: tuple[int, int] | None = None  # step and epoch of the last look
+        self._due = self._left_out = 0  # looks, where there is a budget
         self._warned: set[str] = set()
+        # What became of pictures, told by the thread that writes: tag, seconds, failure.
+        self._outcomes: deque[tuple[str, float, Exception | None]] = deque()
 
     # What a visualization says of itself.
 
@@ -243,12 +184,15 @@ class VisualizationCallback(Callback):
         while self.name in taken:
             self.name, number = f"{base}-{number}", number + 1
         self._state, self._probe, self._last = "new", None, None
+        self._due = self._left_out = 0
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.loggers and self.folder is None:
             rank_zero_warn(f"{self.name}: without a logger its pictures go nowhere; give folder=... for PNG files.")
         for layer in self.layer_names():
             find_layer(pl_module, layer)
+        if self.budget is not None:
+            self.budget.open(self.name)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.prepare(trainer, pl_module)
@@ -264,7 +208,7 @@ class VisualizationCallback(Callback):
     ) -> None:
         step = trainer.global_step
         if self.every_n_steps and step % self.every_n_steps == 0 and step > 0 and not self._drawn(step):
-            self.draw(trainer, pl_module)
+            self.take_turn(trainer, pl_module)
 
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -284,15 +228,15 @@ class VisualizationCallback(Callback):
         if batch_idx != 0 or dataloader_idx != self.dataloader_idx or trainer.sanity_checking:
             return
         if trainer.state.fn != "fit" or self.epoch_due(trainer):
-            self.draw(trainer, pl_module)
+            self.take_turn(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.epoch_due(trainer):
-            self.draw(trainer, pl_module)
+            self.take_turn(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.at_end and not self._drawn(trainer.global_step):
-            self.draw(trainer, pl_module)
+            self.take_turn(trainer, pl_module)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn != "fit":
@@ -305,7 +249,7 @@ class VisualizationCallback(Callback):
 
     def _draw_at_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.at_start and trainer.global_step == 0 and self._state == "ready":
-            self.draw(trainer, pl_module)
+            self.take_turn(trainer, pl_module)
             self._last = (0, -1)  # the look that epoch 0 has coming is another one
 
     def epoch_due(self, trainer: Trainer) -> bool:
@@ -318,6 +262,22 @@ class VisualizationCallback(Callback):
     def _drawn(self, step: int) -> bool:
         return self._last is not None and self._last[0] == step
 
+    def take_turn(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A look that is due: taken, if it is within the budget."""
+        self._last = (trainer.global_step, trainer.current_epoch)
+        if self._state == "ready" and self.granted(trainer):
+            self.draw(trainer, pl_module)
+
+    def granted(self, trainer: Trainer) -> bool:
+        """Whether the look that is due is within the budget, on all ranks; with a budget a collective."""
+        if self.budget is None or trainer.state.fn != "fit":
+            return True
+        granted = not _largest(trainer, int(not self.budget.allows(self.name)))
+        self.budget.settle(self.name, granted)
+        self._due += 1
+        self._left_out += not granted
+        return granted
+
     # How.
 
     def prepare(self, trainer: Trainer, pl_module: LightningModule, batch: Any = None) -> None:
@@ -327,15 +287,15 @@ class VisualizationCallback(Callback):
         """
         if self._state in ("ready", "failed"):
             return
-        started, failure = time.perf_counter(), None
+        failure = None
         try:
-            state = "ready" if self._prepared(trainer, pl_module, batch) else "waiting"
+            with self.timed():
+                state = "ready" if self._prepared(trainer, pl_module, batch) else "waiting"
         except Exception as error:
             failure = error
             begun = trainer.state.fn == "fit" and trainer.global_step > 0
             fatal = self.on_error == "raise" or (isinstance(error, UsageError) and not begun)
             state = "fatal" if fatal else "failed"
-        self.seconds += time.perf_counter() - started
         states = ("ready", "waiting", "failed", "fatal")
         agreed = states[_largest(trainer, states.index(state))]
         self._state = "failed" if agreed == "fatal" else agreed
@@ -391,46 +351,11 @@ class VisualizationCallback(Callback):
             targets=torch.zeros(0, dtype=torch.int64),
         )
         if self.needs == "scores":
-            self._add_scores(look)
+            look.ask(self.target, self.class_names)
         return look
-
-    def _add_scores(self, look: Look) -> None:
-        """Runs the model, and finds out what its classes and targets are."""
-        try:
-            with torch.no_grad():
-                look.scores = class_scores(look.model, look.images, score=look.score)
-        except RuntimeError as error:
-            first = next(iter(convolutions(look.model).items()), None)
-            if first is None or first[1].in_channels == look.images.shape[1]:
-                raise
-            raise UsageError(
-                f"the images have {look.images.shape[1]} channel(s), but the first convolution '{first[0]}' takes "
-                f"{first[1].in_channels}; convert the images, or give the network another first layer."
-            ) from error
-        labels, of_data = look.labels, look.class_names
-        binary = labels is not None and bool((labels <= 1).all())
-        if look.scores.shape[1] == 1 and (binary if of_data is None else len(of_data) == 2):
-            # Two classes by one logit: scores whose softmax is its logistic function.
-            look.score, one = two_classes(look.score), look.scores
-            look.scores = torch.cat([-one / 2, one / 2], dim=1)
-        classes = look.scores.shape[1]
-        if self.class_names is not None and len(self.class_names) != classes:
-            raise UsageError(f"{len(self.class_names)} class_names given for {classes} classes.")
-        if of_data is None or len(of_data) != classes:
-            of_model = (names_of(m) for m in (look.model, *look.model.children()))
-            look.class_names = next((n for n in of_model if n and len(n) == classes), None)
-            # Ten photographs say nothing about the classes of an ImageNet network.
-            look.labels = look.labels if of_data is None else None
-        if look.labels is not None:
-            known = (look.labels >= 0) & (look.labels < classes)
-            look.labels = look.labels.masked_fill(~known, -1).to(look.scores.device) if known.any() else None
-        look.targets = resolve_target(look.scores, self._target(look))
 
     def draw(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """One look, and its pictures."""
-        self._last = (trainer.global_step, trainer.current_epoch)
-        if self._state != "ready":
-            return
 
         def run() -> None:
             with self.looking(trainer, pl_module):
@@ -438,33 +363,52 @@ class VisualizationCallback(Callback):
             self.write(trainer, drawn)
 
         self.attempt(trainer, run, "draw")
+        if self.budget is not None and trainer.state.fn == "fit":
+            cost = {f"cost/{self.name}": self.budget.cost(self.name)}
+            self.attempt(trainer, lambda: self._write_numbers(trainer, cost, trainer.global_step), "write its cost")
 
     def writer(self, trainer: Trainer) -> Writer:
         """To all loggers of the run, and the folder."""
         return Writer(trainer.loggers, self.folder)
 
     def write(self, trainer: Trainer, drawn: Mapping[str, np.ndarray | float], step: int | None = None) -> None:
-        """Rank zero writes pictures and numbers to all loggers."""
+        """Rank zero writes numbers to all loggers, and pictures, in the background where loggers allow it."""
         if not trainer.is_global_zero:
             return
-        writer = self.writer(trainer)
+        writer, behind = self.writer(trainer), WriteBehind.of(trainer)
         step = trainer.global_step if step is None else step
         tagged = {f"{self.name}/{variant}": value for variant, value in drawn.items()}
         numbers = {tag: float(value) for tag, value in tagged.items() if np.ndim(value) == 0}
-        if numbers:
-            writer.scalars(numbers, step)
+        self._write_numbers(trainer, numbers, step)
         for tag, picture in tagged.items():
-            if tag in numbers:
-                continue
-            writer.picture(tag, picture, step)
-            if writer.active:
+            if tag not in numbers:
+                writer.picture_behind(tag, picture, step, behind.submit, partial(self._note_written, tag))
+        writer.flush_behind(behind.submit, partial(self._note_written, None))
+
+    def _write_numbers(self, trainer: Trainer, numbers: dict[str, float], step: int) -> None:
+        if numbers and trainer.is_global_zero:
+            self.writer(trainer).scalars(numbers, step)
+
+    def _note_written(self, tag: str | None, seconds: float, failure: Exception | None) -> None:
+        """What became of a picture, told by whichever thread wrote it."""
+        self._outcomes.append((tag, seconds, failure))
+
+    def _settle_written(self) -> Exception | None:
+        """Counts what was written by now; returns the first failure."""
+        first: Exception | None = None
+        while self._outcomes:
+            tag, seconds, failure = self._outcomes.popleft()
+            self._spend(seconds)
+            if failure is None and tag is not None:
                 self.written[tag] += 1
-        writer.flush()
+            first = first or failure
+        return first
 
     def attempt(self, trainer: Trainer, run: Callable[[], None], what: str) -> bool:
         """Runs something that may fail without harm to the run.
 
-        Every rank must come here, since with `on_error="raise"` ranks agree on whether one of them failed.
+        Every rank must come here, since with `on_error="raise"` ranks agree on whether one of them failed. What failed
+        to be written in the background since the last time is told here as well.
 
         Args:
             trainer: The trainer.
@@ -474,55 +418,81 @@ class VisualizationCallback(Callback):
         Returns:
             Whether it went well on this rank.
         """
-        started, failure = time.perf_counter(), None
-        try:
-            run()
-        except Exception as error:
-            failure = error
-        self.seconds += time.perf_counter() - started
+        failure = None
+        with self.timed():
+            try:
+                run()
+            except Exception as error:
+                failure = error
         well = failure is None
+        unwritten = self._settle_written()
+        if failure is None and unwritten is not None:
+            failure, what = unwritten, "write"
         try:
             if self.on_error == "raise":
-                if _largest(trainer, int(not well)):
+                if _largest(trainer, int(failure is not None)):
                     raise failure or RuntimeError(f"{type(self).__name__} failed on another rank.")
             elif failure is not None:
                 self._warn(failure, what)
         finally:
-            del failure  # its traceback holds the tensors of the look, and this frame holds it
+            del failure, unwritten  # their tracebacks hold the tensors of the look, and this frame holds them
         return well
+
+    @contextmanager
+    def timed(self) -> Iterator[None]:
+        """Counts the time as the visualization's."""
+        clock = time.perf_counter if self.budget is None else self.budget.clock
+        started = clock()
+        try:
+            yield
+        finally:
+            self._spend(clock() - started)
+
+    def _spend(self, seconds: float) -> None:
+        self.seconds += seconds
+        if self.budget is not None:
+            self.budget.spend(self.name, seconds)
 
     def _warn(self, failure: Exception, what: str, outcome: str = "and is left out here") -> None:
         cause = f"{type(failure).__name__}: {failure}"
-        if cause in self._warned:
+        # The message of a full disk may name the file, another one each time.
+        code = failure.errno if isinstance(failure, OSError) else None
+        kind = cause if code is None else f"{type(failure).__name__} {code}"
+        if kind in self._warned:
             return
-        self._warned.add(cause)
+        self._warned.add(kind)
         frames = traceback.extract_tb(failure.__traceback__)
-        # The last place in code of the user's or ours, not inside of torch.
-        frame = next((f for f in reversed(frames) if "site-packages" not in f.filename), frames[-1])
+        # The last place in code of the user's or ours, not inside of torch; none where nothing was raised.
+        frame = next((f for f in reversed(frames) if "site-packages" not in f.filename), (frames or [None])[-1])
+        place = "" if frame is None else f"  at {frame.filename}:{frame.lineno}: {frame.line}\n"
         calls = isinstance(failure, TypeError) and "argument" in str(failure)
         hint = "  (forward=lambda module, images: ... says how to run the module on images alone)\n" if calls else ""
         rank_zero_warn(
             f"{self.name}: {type(self).__name__} could not {what} {outcome}; the run goes on.\n  {cause}\n"
-            f"  at {frame.filename}:{frame.lineno}: {frame.line}\n{hint}"
-            f"  (on_error='raise' stops with the full traceback)"
+            f"{place}{hint}  (on_error='raise' stops with the full traceback)"
         )
 
-    def _target(self, look: Look) -> Tensor | None:
-        target, scores = self.target, look.scores
-        if isinstance(target, (np.ndarray, np.generic, Tensor)):
-            target = target.tolist()
-        if target == "predicted" or (target == "label" and look.labels is None):
-            return None
-        if target == "label":
-            assert look.labels is not None
-            return torch.where(look.labels < 0, scores.argmax(dim=1), look.labels)
-        if isinstance(target, (int, str)):
-            return torch.tensor(class_index(target, look.class_names))
-        if not isinstance(target, Sequence):
-            raise UsageError(f"a target is 'label', 'predicted', a class index or a class name, not {target!r}.")
-        if len(target) != len(scores):
-            raise UsageError(f"{len(target)} targets given for {len(scores)} probe images.")
-        return torch.tensor([class_index(t, look.class_names) for t in target])
+    # At the end.
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        WriteBehind.of(trainer).finish()  # for all visualizations; loggers are closed after this
+        self.attempt(trainer, lambda: None, "write")
+        self._report()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        # Likewise, but for what ranks would have to agree on: the others may be elsewhere.
+        WriteBehind.of(trainer).finish()
+        failure = self._settle_written()
+        if failure is not None:
+            self._warn(failure, "write")
+        self._report()
+
+    def _report(self) -> None:
+        if self.budget is not None and self._left_out:
+            rank_zero_info(
+                f"{self.name}: {self._left_out} of {self._due} looks left out to stay within "
+                f"{self.budget.share * 100:g} % of the time."
+            )
 
 
 def layer_list(layers: str | Sequence[str] | None) -> list[str] | None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -155,7 +154,10 @@ class CollectingCallback(VisualizationCallback):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_validation_start(trainer, pl_module)
-        self.collecting = self._state in ("ready", "waiting") and self.collection_due(trainer)
+        due = self._state in ("ready", "waiting") and self.collection_due(trainer)
+        self.collecting = due and self.granted(trainer)
+        if due and not self.collecting:
+            self._last = (trainer.global_step, trainer.current_epoch)
         self._broken = self._begun = False
         self._failure = None
 
@@ -195,7 +197,7 @@ class CollectingCallback(VisualizationCallback):
         shared, self._shared = self._shared, None
         if shared is None:
             return
-        with attributed(self):
+        with (shared.peers[0] if shared.peers else self).timed():
             shared.finish(trainer)
         with torch.inference_mode(False), torch.no_grad():
             for peer in shared.peers:
@@ -230,9 +232,15 @@ class CollectingCallback(VisualizationCallback):
     on_test_epoch_end = on_validation_epoch_end
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self.teardown(trainer, pl_module, "")
+        self.let_go()
+        super().on_exception(trainer, pl_module, exception)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.let_go()
+        super().teardown(trainer, pl_module, stage)
+
+    def let_go(self) -> None:
+        """Of the pass that is under way, its hooks and tensors."""
         if self._shared is not None:
             self._shared.close()
         self._shared = self._batch = None
@@ -244,7 +252,7 @@ class CollectingCallback(VisualizationCallback):
         """Like `attempt`, between collectives: a failure ends this pass for this callback, on this rank for now."""
         if self._broken:
             return
-        with attributed(self):
+        with self.timed():
             try:
                 run()
             except Exception as error:
@@ -270,16 +278,6 @@ class CollectingCallback(VisualizationCallback):
         # A copy: the validation step may write to its batch.
         images = images.detach().clone()
         self._batch = Batch(images, labels, self.indices.next(len(images)).to(images.device))
-
-
-@contextmanager
-def attributed(callback: VisualizationCallback) -> Iterator[None]:
-    """Counts the time as the callback's."""
-    started = time.perf_counter()
-    try:
-        yield
-    finally:
-        callback.seconds += time.perf_counter() - started
 
 
 class _SharedPass:
@@ -312,7 +310,7 @@ class _SharedPass:
         """Removes the hooks, and runs a pass of our own where the one that was listened to won't do."""
         self.close()
         if self.peers and not (self._complete and self._of_these_images(trainer)):
-            self._run(trainer, self._listen)
+            self._run(trainer, lambda: self._listen(own=True))
 
     def close(self) -> None:
         """Removes the hooks."""
@@ -322,12 +320,14 @@ class _SharedPass:
         """Lets go of a failure, whose traceback holds tensors and this object."""
         self._failure = None
 
-    def _listen(self) -> None:
+    def _listen(self, own: bool = False) -> None:
+        """Installs hooks; in a pass of our own its time counts already."""
         for peer in self.peers:
             self._found[peer] = []
+            timed = nullcontext if own else peer.timed
             for tap in peer._taps:
                 calls: list[Any] = []
-                self._hook(tap, calls, _safe(tap.reduce, len(peer.current.images)))
+                self._hook(tap, calls, _safe(tap.reduce, len(peer.current.images), timed))
                 self._found[peer].append((tap, calls))
 
     @property
@@ -364,7 +364,7 @@ class _SharedPass:
             into.append(flat[:, :: -(-flat.shape[1] // 4096)].float().clone())
 
         for tap in (tap for peer in self.peers for tap in peer._taps):
-            self._hook(tap, [], _safe(some, count))
+            self._hook(tap, [], _safe(some, count, nullcontext))
 
     def _hook(self, tap: Tap, calls: list[Any], reduce: Callable[[Tensor], Any]) -> None:
         layer = find_layer(self.module, tap.layer)[1]
@@ -413,14 +413,17 @@ class _Misfit:
     why: str
 
 
-def _safe(reduce: Callable[[Tensor], Any], count: int) -> Callable[[Tensor], Any]:
+def _safe(
+    reduce: Callable[[Tensor], Any], count: int, timed: Callable[[], AbstractContextManager[None]]
+) -> Callable[[Tensor], Any]:
     """Nothing that goes wrong in here may reach the user's forward pass."""
 
     def run(tensor: Tensor) -> Any:
         if len(tensor) != count:
             return _Misfit(f"its output has {len(tensor)} entries for {count} images.")
         try:
-            return reduce(tensor.detach())
+            with timed():
+                return reduce(tensor.detach())
         except Exception as error:
             return error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -28,6 +29,7 @@ READ = (
 MOST_LAYERS = 4  # panels that can be read on one picture
 MEASURED = 1000  # samples that the curves are measured on
 NEIGHBORS = 10
+STANDING_BACK = 0.1  # what a process of niceness 10 gets of a core that others want (weights 110 to 1024 in Linux)
 
 
 class Embeddings(FeatureCallback):
@@ -35,7 +37,9 @@ class Embeddings(FeatureCallback):
 
     t-SNE runs in a low-priority process beside training; each embedding starts from the one before, so that the
     picture moves smoothly from epoch to epoch. Pictures are logged at the step whose features they show, when they
-    are ready, and the last ones before `fit` returns; where t-SNE fails or takes too long they show PCA alone.
+    are ready, and the last ones before `fit` returns; where t-SNE fails or takes too long they show PCA alone. Of a
+    `budget` the process takes nothing while a core is free beside torch's threads, else a tenth of its time, since it
+    stands back; waiting for it at the end counts in full.
 
     Tags: `embeddings/<layer>` (PCA and t-SNE), `embeddings/<layer>/map` and `embeddings/<layer>/grid` (thumbnails), and
     an entry in the projector at the end. Of several layers `embeddings/pca` and `embeddings/tsne` show one panel each,
@@ -97,11 +101,12 @@ class Embeddings(FeatureCallback):
         self.points: dict[str, dict[str, Tensor]] = {}  # the last ones, of each layer by method
         self._samples: Tensor | None = None
         self._worker: EmbeddingWorker | None = None
+        self._booked = 0.0  # seconds of the worker
 
     def check(self, look: Look) -> None:
         super().check(look)
         if "tsne" in self.methods and look.model.trainer.is_global_zero and self._worker is None:
-            self._worker = EmbeddingWorker()
+            self._worker, self._booked = EmbeddingWorker(), 0.0
             self._worker.start()
 
     def finish(self, results: dict[str, Any]) -> None:
@@ -272,8 +277,12 @@ class Embeddings(FeatureCallback):
     on_test_end = on_validation_end
 
     def _poll(self) -> None:
-        if self._worker is not None:
-            self._worker.poll()
+        if self._worker is None:
+            return
+        self._worker.poll()
+        if self.budget is not None and self._worker.seconds > self._booked and not _core_is_free():
+            self.budget.spend(self.name, STANDING_BACK * (self._worker.seconds - self._booked))
+        self._booked = self._worker.seconds
 
     def _end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         def wait() -> None:
@@ -318,6 +327,11 @@ class Embeddings(FeatureCallback):
     def remember(self, memory: dict[str, Any]) -> None:
         self._samples = memory.get("samples")
         self.points = {layer: dict(points) for layer, points in memory.get("points", {}).items()}
+
+
+def _core_is_free() -> bool:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return torch.get_num_threads() < cores
 
 
 @dataclass

@@ -29,8 +29,12 @@ class Occlusion(AttributionCallback):
         scale: "relative": colours run from 0 to the probability of the image as it is, which its caption gives, so that
             they tell what share of it is left (for scores, over the range of all maps). "fixed": from 0 to 1 for all.
             "each": over the range of each map, which its caption gives.
-        batch_size: Covered copies in one forward pass; chosen from the image size by default, halved whenever memory
-            runs out.
+        region: (top, left, bottom, right) in pixels: look only where windows touch this box. The rest is hatched.
+        engine: "auto": compute only what a covered copy changes, which is exact, where the network allows it and it
+            pays, else a full pass for each position; "incremental" or "full": one of the two. The caption says which.
+        autocast: "bfloat16" or "float16", for mixed precision: faster where the hardware has it, and not exact; the
+            caption says by how much.
+        batch_size: Most covered copies at once; chosen from the image size by default, halved whenever memory runs out.
         **kwargs: See `VisualizationCallback`.
     """
 
@@ -44,17 +48,25 @@ class Occlusion(AttributionCallback):
         baseline: Literal["grey", "mean", "blur", "noise"] | float | list[float] = "grey",
         output: Literal["probability", "score"] = "probability",
         scale: Literal["relative", "fixed", "each"] = "relative",
+        region: tuple[int, int, int, int] | None = None,
+        engine: Literal["auto", "incremental", "full"] = "auto",
+        autocast: Literal["bfloat16", "float16"] | None = None,
         batch_size: int | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.window, self.stride, self.baseline = window, stride, baseline
         self.output, self.scale, self.batch_size = output, scale, batch_size
+        self.region = None if region is None else tuple(region)
+        self.engine, self.autocast = engine, autocast
         for label, value in (("window", window), ("stride", stride)):
             for length in () if value is None else np.ravel(value).tolist():
                 check_at_least(label, length, 1, " pixel")
         check_choice("output", output, ("probability", "score"))
         check_choice("scale", scale, ("relative", "fixed", "each"))
+        check_choice("engine", engine, ("auto", "incremental", "full"))
+        if autocast is not None:
+            check_choice("autocast", autocast, ("bfloat16", "float16"))
         if batch_size is not None:
             check_at_least("batch_size", batch_size, 1, " or null to choose it")
         if isinstance(baseline, str):
@@ -65,17 +77,20 @@ class Occlusion(AttributionCallback):
 
     def check(self, look: Look) -> None:
         window, stride = self._geometry(look)
-        functional.check_window(window, stride, tuple(look.images.shape[-2:]))
+        size = tuple(look.images.shape[-2:])
+        functional.check_window(window, stride, size)
+        functional.Grid.of(size, *functional.check_window(window, stride, size), self.region)
         self._cover(look)
 
     def attribute(self, look: Look) -> Tensor:
-        return self._occluded(look, "attribution")
+        return functional.occlusion(*self._asked(look), **self._options(look), returns="attribution")
 
     def visualize(self, look: Look) -> Mapping[str, np.ndarray]:
         window, stride = self._geometry(look)
-        heat = self._occluded(look, "heatmap")
+        found = functional.occlusion_map(*self._asked(look), **self._options(look))
+        heat, size = found.heat, tuple(look.images.shape[-2:])
         what = "probability" if self.output == "probability" else "score"
-        limits: Any = (0.0, 1.0) if what == "probability" else (float(heat.min()), float(heat.max()))
+        limits: Any = (0.0, 1.0) if what == "probability" else tuple(torch.aminmax(heat[~heat.isnan()]))
         ends = tuple(f"{v:.2g}" for v in limits)
         if self.scale == "each":
             limits, ends = "each", ("low", "high")
@@ -86,33 +101,36 @@ class Occlusion(AttributionCallback):
         return {
             "probe": attribution_sheet(
                 look,
-                functional.on_image(heat, tuple(look.images.shape[-2:]), window, stride),
+                functional.on_image(heat, size, window, stride),
                 name=what,
                 title="Occlusion",
                 subtitle=f"The {what} of the named class while a {cover} {_size(window)} px patch covers that place "
-                f"(step {_size(stride)} px). Red: covering it hurts, so the network relies on it.",
+                f"(step {_size(stride)} px). Red: covering it hurts, so the network relies on it. {_how(found)}",
                 colorbar=draw.ColorBar("occlusion", *ends, what),
                 limits=limits,
                 method="nearest",
+                seen=functional.on_image(heat, size, window, stride)[0].isfinite() if self.region else None,
             )
         }
 
-    def _occluded(self, look: Look, returns: Literal["heatmap", "attribution"]) -> Tensor:
+    def _asked(self, look: Look) -> tuple[Any, Tensor, Tensor]:
+        return look.model, look.images, look.targets
+
+    def _options(self, look: Look) -> dict[str, Any]:
         window, stride = self._geometry(look)
-        return functional.occlusion(
-            look.model,
-            look.images,
-            look.targets,
-            window=window,
-            stride=stride,
-            baseline=self._cover(look),
-            output=self.output,
-            returns=returns,
-            batch_size=self.batch_size,
-            seed=self.seed,
-            progress=look.model.trainer.progress_bar_callback is not None,
-            score=look.score,
-        )
+        return {
+            "window": window,
+            "stride": stride,
+            "baseline": self._cover(look),
+            "output": self.output,
+            "region": self.region,
+            "engine": self.engine,
+            "autocast": None if self.autocast is None else getattr(torch, self.autocast),
+            "batch_size": self.batch_size,
+            "seed": self.seed,
+            "progress": look.model.trainer.progress_bar_callback is not None,
+            "score": look.score,
+        }
 
     def _geometry(self, look: Look) -> tuple[Any, Any]:
         size = look.images.shape[-2:]
@@ -131,6 +149,13 @@ class Occlusion(AttributionCallback):
         if color.numel() not in (1, channels):
             raise UsageError(f"baseline has {color.numel()} values, but the images have {channels} channels.")
         return look.pixels.from_color(color.reshape(-1, 1, 1).expand(channels, 1, 1))
+
+
+def _how(found: functional.OcclusionMap) -> str:
+    """How the maps were computed, for the caption."""
+    way = "Only what changes was computed" if found.engine == "incremental" else "Computed by full passes"
+    error = "" if found.error is None else f"; mixed precision, up to {found.error:.1%} of the largest effect off"
+    return f"{way} ({found.note}){error}."
 
 
 def _size(pair: int | tuple[int, int]) -> str:

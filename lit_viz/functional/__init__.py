@@ -28,7 +28,7 @@ from lit_viz.functional.guided import Activations, deconvnet, find_activations, 
 from lit_viz.functional.integrated_gradients import completeness_error, integrated_gradients
 from lit_viz.functional.inversion import FeatureMatch, Inversion, invert_features, psnr
 from lit_viz.functional.neighbors import Neighbors, knn_accuracy, nearest_neighbors, recall_at_k
-from lit_viz.functional.occlusion import OcclusionMap, check_window, occlusion, occlusion_map, on_image
+from lit_viz.functional.occlusion import Grid, OcclusionMap, check_window, occlusion, occlusion_map, on_image
 from lit_viz.functional.patches import Responses, TopResponses, cut, merge, strongest
 from lit_viz.functional.receptive_field import (
     LayerInfo,
@@ -71,6 +71,7 @@ __all__ = [
     "Facets",
     "FeatureMatch",
     "Fooling",
+    "Grid",
     "GuideMatch",
     "Inversion",
     "LayerInfo",
@@ -78,6 +79,7 @@ __all__ = [
     "LayerUnits",
     "Neighbors",
     "Objective",
+    "OcclusionMap",
     "Octave",
     "Randomization",
     "ReceptiveField",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import sys
 import warnings
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import Any
 
 import torch
 
-from lit_viz.callbacks import Embeddings, MaxActivatingPatches, NearestNeighbors, Saliency
+from lit_viz.budget import Budget
+from lit_viz.callbacks import Embeddings, Filters, MaxActivatingPatches, NearestNeighbors, Saliency
 from tests.conformance.cases import CASES, TSNE
 from tests.conformance.harness import Blobs, Recorder, TinyModule, fit, trainer
 
@@ -36,6 +38,34 @@ def collected(**kwargs: Any) -> dict[str, torch.Tensor]:
     features = embeddings.features
     assert features is not None
     return out | {f: getattr(features, f) for f in ("values", "labels", "samples", "thumbnails")}
+
+
+class OwnClock:
+    """Each rank's goes its own way: further each time it is read, and now and then a lot."""
+
+    def __init__(self, rank: int) -> None:
+        self.now, self.random = 0.0, random.Random(rank)
+
+    def __call__(self) -> float:
+        self.now += 2.0 if self.random.random() < 0.2 else 0.1
+        return self.now
+
+
+class OwnBudget(Budget):
+    """Remembers what this rank alone would have decided, and what all of them did."""
+
+    def __init__(self, share: float, rank: int) -> None:
+        super().__init__(share, OwnClock(rank))
+        self.alone: list[bool] = []
+        self.agreed: list[tuple[str, bool]] = []
+
+    def allows(self, name: str) -> bool:
+        self.alone.append(super().allows(name))
+        return self.alone[-1]
+
+    def settle(self, name: str, granted: bool) -> None:
+        self.agreed.append((name, granted))
+        super().settle(name, granted)
 
 
 def main(folder: Path) -> None:
@@ -91,6 +121,31 @@ def main(folder: Path) -> None:
             report[f"{cls.__name__}.{place} raises"] = "nothing"
         except (ZeroDivisionError, RuntimeError) as error:
             report[f"{cls.__name__}.{place} raises"] = type(error).__name__
+    # Clocks differ, and with them what each rank would leave out; all leave out the same.
+    account = OwnBudget(0.4, rank)
+    saliency = Saliency(every_n_steps=1, budget=account, on_error="raise")
+    filters = Filters(every_n_steps=1, budget=account)
+    neighbors = NearestNeighbors(k=3, num_images=3, budget=account, on_error="raise")
+    run = {"max_epochs": 8, **TWO}
+    recorder = Recorder()
+    seen = fit("fp32", [saliency, filters, neighbors], logger=recorder, **run)
+    unseen = fit("fp32", **run)
+    report["same weights with a budget"] = all(torch.equal(v, unseen.weights[k]) for k, v in seen.weights.items())
+    report["alone"], report["agreed"] = account.alone, account.agreed
+    report["drawn"] = len({(tag.split("/")[0], step) for tag, step, _ in recorder.images})
+
+    # What rank zero can't write stops both where that is asked for, and costs a warning where not.
+    nowhere = folder / "report-0.json" / "below a file"
+    (folder / "report-0.json").touch()
+    try:
+        fit("fp32", [Saliency(folder=nowhere, on_error="raise")], logger=False, **TWO)
+        report["writing raises"] = "nothing"
+    except (NotADirectoryError, RuntimeError) as error:
+        report["writing raises"] = type(error).__name__
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        outcome = fit("fp32", [Saliency(folder=nowhere)], logger=False, **TWO)
+    report["writing fails on rank 0"] = all(torch.equal(v, alone.weights[k]) for k, v in outcome.weights.items())
     (folder / f"report-{rank}.json").write_text(json.dumps(report))
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from PIL import Image
 from torch.utils.data import DataLoader
 
 from lit_viz.callbacks import VisualizationCallback
@@ -86,6 +89,29 @@ def test_the_same_pictures_under_inference_mode(case: Case) -> None:
         pictures.append({tag: image for tag, _, image in recorder.images})
     assert pictures[0].keys() == pictures[1].keys() and pictures[0]
     assert all((image == pictures[1][tag]).all() for tag, image in pictures[0].items())
+
+
+@every_case
+def test_files_written_beside_training_are_what_loggers_get(case: Case, tmp_path: Path) -> None:
+    recorder, callback = Recorder(), case.make(on_error="raise", folder=tmp_path)
+    assert_untouched(fit("fp32", [callback], logger=recorder), alone("fp32"))
+    files = {path.relative_to(tmp_path).as_posix(): np.asarray(Image.open(path)) for path in tmp_path.rglob("*.png")}
+    assert files.keys() == {f"{tag}/step_{step:08d}.png" for tag, step, _ in recorder.images}
+    assert all(np.array_equal(files[f"{tag}/step_{step:08d}.png"], image) for tag, step, image in recorder.images)
+    assert callback.written == Counter(tag for tag, _, _ in recorder.images)
+
+
+@every_case
+def test_a_budget_leaves_out_all_but_the_first_look(case: Case) -> None:
+    recorder, plain = Recorder(), Recorder()
+    run = {"max_epochs": 3}
+    fit("fp32", [case.make(on_error="raise")], logger=plain, **run)
+    seen = fit("fp32", [case.make(on_error="raise", budget=1e-6)], logger=recorder, **run)
+    assert_untouched(seen, fit("fp32", **run))
+    first = plain.images[0][1]
+    assert {step for _, step, _ in recorder.images} == {first}
+    images = [(tag, image.tobytes()) for tag, step, image in plain.images if step == first]
+    assert [(tag, image.tobytes()) for tag, _, image in recorder.images] == images
 
 
 @every_case

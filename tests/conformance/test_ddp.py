@@ -57,11 +57,21 @@ def test_both_ranks_hold_what_one_process_finds(ranks: Any) -> None:
 def test_one_rank_may_fail(ranks: Any) -> None:
     for report in ranks[1]:
         outcomes = {k: v for k, v in report.items() if "fails on rank" in k}
-        assert len(outcomes) == 20 and all(outcomes.values()), outcomes
+        assert len(outcomes) == 21 and all(outcomes.values()), outcomes
 
 
 def test_raise_stops_all_ranks(ranks: Any) -> None:
     raised = [name for name in ranks[1][0] if name.endswith(" raises")]
-    assert len(raised) == 4
+    assert len(raised) == 5
     for name in raised:
-        assert {report[name] for report in ranks[1]} == {"ZeroDivisionError", "RuntimeError"}, name
+        failure = "NotADirectoryError" if name == "writing raises" else "ZeroDivisionError"
+        assert {report[name] for report in ranks[1]} == {failure, "RuntimeError"}, name
+
+
+def test_ranks_whose_clocks_differ_leave_out_the_same_looks(ranks: Any) -> None:
+    first, second = ranks[1]
+    assert first["agreed"] == second["agreed"] and first["alone"] != second["alone"]
+    both = [a and b for a, b in zip(first["alone"], second["alone"], strict=True)]
+    assert [granted for _, granted in first["agreed"]] == both
+    assert 3 < sum(both) == first["drawn"] < len(both) - 3
+    assert first["same weights with a budget"] and second["same weights with a budget"]

@@ -129,6 +129,13 @@ class Pointwise(Rule):
         return batch.call(self.step, {ref: batch.window(ref, place) for ref in self.inputs})
 
 
+class Identity(Pointwise):
+    """Pooling to the size that a map has already."""
+
+    def run(self, batch: Batch, place: Place) -> Any:
+        return batch.window(self.inputs[0], place)
+
+
 class Concatenation(Pointwise):
     """Maps side by side, as channels."""
 
@@ -311,7 +318,7 @@ def rule_for(program: Program, number: int, extents: dict[Ref, Extent]) -> Rule 
         return Padding(program, number, extents) if few else None
     if step.op in MEANS and len(before) == 3:
         if step.op is not aten.mean.dim and list(step.args[1]) == list(before[1:]):
-            return Pointwise(program, number, extents)  # from each pixel to itself
+            return Identity(program, number, extents)
         axes = sorted(axis % 4 for axis in step.args[1]) if step.op is aten.mean.dim else []
         whole = axes == [2, 3] or (step.op is not aten.mean.dim and list(step.args[1]) == [1, 1])
         return Mean(program, number, extents) if whole and _output_only(step) else None

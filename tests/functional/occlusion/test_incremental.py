@@ -236,6 +236,12 @@ def test_random_networks(
     assert (found - expected).abs().max() <= 1e-10 * expected.abs().max().clamp(min=1e-6)
 
 
+def test_pooling_to_the_size_that_is_there() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.AdaptiveAvgPool2d((11, 14)), nn.Flatten(), nn.Linear(616, 5))
+    x = images(1, 3, 24, 30)
+    assert_same(*both(model.double(), x, torch.zeros_like(x), (4, 5), (3, 3)), 1e-10)
+
+
 def test_weights_are_read_anew(network: Network) -> None:
     model, x = network("resnet18").double(), images(1, 3, 40, 40)
     before = occlusion_map(model, x, 3, engine="incremental", output="score")
