@@ -86,6 +86,8 @@ def seconds(work: Callable[[], object]) -> float:
     gc.collect()
     started = time.perf_counter()
     work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
     return time.perf_counter() - started
 
 
@@ -110,9 +112,9 @@ def ours(model: nn.Module, image: Tensor) -> str:
     return f"{found.engine}: {found.note}"
 
 
-def speed(name: str, repeats: int) -> str:
+def speed(name: str, repeats: int, device: str) -> str:
     """A row of the table."""
-    model, image = build(name), torch.randn(1, 3, SIDE, SIDE)
+    model, image = build(name).to(device), torch.randn(1, 3, SIDE, SIDE, device=device)
     scale = positions(WINDOW, STRIDE) / positions(FEWER, FEWER)
     theirs(model, image, 4)
     trial = {b: seconds(lambda b=b: theirs(model, image, b)) for b in (4, 8, 16, 32)}
@@ -148,6 +150,7 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", default=[*ASKED, *FAMILIES])
     parser.add_argument("--parts", nargs="+", default=["speed"], choices=["speed", "memory"])
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=None)
     given = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -161,7 +164,7 @@ def main() -> None:
         print("| network | times as fast | pairs | asked | Captum's batch | a map takes | engine |")
         print("| --- | --- | --- | --- | --- | --- | --- |")
         for name in given.networks:
-            print(speed(name, given.repeats), flush=True)
+            print(speed(name, given.repeats, given.device), flush=True)
     if "memory" in given.parts:
         print("\n| network | MiB | Captum, 8 | Captum, 32 |\n| --- | --- | --- | --- |")
         for name in given.networks:
