@@ -16,7 +16,7 @@ from lit_viz.errors import UsageError
 from lit_viz.functional.batches import in_batches
 from lit_viz.functional.occlusion.grid import Grid
 from lit_viz.functional.occlusion.incremental import MOST_TOGETHER, Incremental
-from lit_viz.functional.occlusion.program import Program, prepared
+from lit_viz.functional.occlusion.program import prepared
 from lit_viz.functional.occlusion.tape import Untraceable, trace
 
 log = logging.getLogger(__name__)
@@ -78,7 +78,6 @@ def occluded_scores(
         progress: Show a bar if it takes longer than three seconds.
     """
     copies = len(images) * len(grid.boxes)
-    program: Program | None = None
     if engine == "full" or (engine == "auto" and copies < FEW):
         note = "as asked" if engine == "full" else f"{copies} covered copies are too few for a plan"
     else:
@@ -94,16 +93,18 @@ def occluded_scores(
                 values = _by_windows(run, windows, images, cover, grid, numbers, progress)
                 return _told(Occluded(values, "incremental", f"{windows.plan.gain:.1f} times less to compute"))
             _check(run, program.run, images, cover, grid)
+            if engine == "auto":
+                values = _by_passes(program.run, images, cover, grid, numbers, batch_size, progress)
+                return _told(Occluded(values, "full", note))
         except Untraceable as error:
-            program, note = None, f"the network can't be followed: {error}"
+            note = f"the network can't be followed: {error}"
         except Exception as error:  # whatever it is, full passes are there
-            program, note = None, f"{type(error).__name__}: {error}"
+            note = f"{type(error).__name__}: {error}"
         if engine == "incremental":
             raise UsageError(
                 f"engine='incremental' is not possible here: {note}; engine='auto' takes full passes then."
             )
-    passes = run if program is None else program.run
-    values = _by_passes(passes, images, cover, grid, numbers, batch_size, progress)
+    values = _by_passes(run, images, cover, grid, numbers, batch_size, progress)
     return _told(Occluded(values, "full", note))
 
 

@@ -98,18 +98,19 @@ class Incremental:
         scores: list[Tensor] = []
         numbers: list[np.ndarray] = []
         waiting: list[Tensor] = []
-        for which, value in self.batches(image, cover):
-            numbers.append(which)
-            if self.joint is None:
-                scores.append(value)
-            else:
-                waiting.append(value)
-                if sum(v.nbytes for v in waiting) > self.memory / 4:
-                    scores.append(self._finished(waiting))
-                    waiting = []
-            advance(len(which))
-        if waiting:
-            scores.append(self._finished(waiting))
+        with torch.autocast(image.device.type, enabled=False):  # what it converts is written down as steps
+            for which, value in self.batches(image, cover):
+                numbers.append(which)
+                if self.joint is None:
+                    scores.append(value)
+                else:
+                    waiting.append(value)
+                    if sum(v.nbytes for v in waiting) > self.memory / 4:
+                        scores.append(self._finished(waiting))
+                        waiting = []
+                advance(len(which))
+            if waiting:
+                scores.append(self._finished(waiting))
         order = torch.from_numpy(np.argsort(np.concatenate(numbers))).to(image.device)
         return torch.cat(scores)[order]
 
@@ -168,7 +169,10 @@ class Incremental:
             crossing = {
                 ref for ref, last in self.last.items() if ref.step <= number < last and self.program.tape.depends(ref)
             }
-            if len(crossing) == 1 and not crossing & self.extents.keys():
+            # Batches are put together along the first dimension, which needn't be the images': instance norm takes
+            # (1, N·C, H, W).
+            by_image = all(self.program.tape.per_image(ref) is not None for ref in crossing)
+            if len(crossing) == 1 and by_image and not crossing & self.extents.keys():
                 constants = any(ref.step <= number < last for ref, last in self.last.items() if ref not in crossing)
                 return None if constants else crossing.pop()
         return None
@@ -200,6 +204,7 @@ class Bases:
     def __init__(self, engine: Incremental, image: Tensor) -> None:
         self._maps: dict[Ref, Tensor] = {INPUT: image.contiguous(memory_format=torch.channels_last)}
         self._margined: dict[Any, Tensor] = {}
+        self._finite: dict[Ref, bool] = {}
 
         def keep(ref: Ref, value: Any) -> None:
             if ref in engine.kept:
@@ -210,6 +215,12 @@ class Bases:
     def whole(self, ref: Ref) -> Tensor:
         """A result as it is, (1, …)."""
         return self._maps[ref]
+
+    def finite(self, ref: Ref) -> bool:
+        """Whether a result holds no infinity and no NaN."""
+        if ref not in self._finite:
+            self._finite[ref] = bool(self._maps[ref].isfinite().all())
+        return self._finite[ref]
 
     def map(self, ref: Ref, margins: tuple[int, int, int, int] = (0, 0, 0, 0), fill: float = 0.0) -> Tensor:
         """A map (H, W, C), with margins (left, right, top, bottom) filled."""

@@ -20,6 +20,14 @@ BATCH_NORMS = {
 }
 """Operations of batch norm, and where their ε stands."""
 
+IN_PLACE = {
+    aten.relu.default: aten.relu_.default,
+    aten.hardtanh.default: aten.hardtanh_.default,
+    aten.silu.default: aten.silu_.default,
+    aten.hardswish.default: aten.hardswish_.default,
+}
+"""Activations, and the same written over what they take."""
+
 
 @dataclass
 class Program:
@@ -109,7 +117,9 @@ def prepared(tape: Tape) -> Program:
             constants[Ref(number, i)] = tensor
     steps = _living(steps, tape.output)
     _fold_batch_norms(steps, tape)
+    _nest_concatenations(steps)
     steps = _living(steps, tape.output)
+    _write_in_place(steps, tape.output)
     readers: dict[Ref, list[int]] = {}
     for number, step in steps.items():
         for ref in dict.fromkeys(step.refs):
@@ -140,6 +150,7 @@ def _fold_batch_norms(steps: dict[int, Step], tape: Tape) -> None:
             before.op is not aten.convolution.default
             or before.args[6]  # transposed
             or uses[image.step] > 1
+            or tape.dtype_of(image) not in (torch.float32, torch.float64)  # rounded once more, weights would show it
             or not all(isinstance(t, Tensor) and t.dtype == tape.dtype_of(image) for t in fixed)
             or (len(rest) == 3 and rest[0])  # in training mode
         ):
@@ -147,6 +158,33 @@ def _fold_batch_norms(steps: dict[int, Step], tape: Tape) -> None:
         steps[number] = replace(
             before, args=(before.args[0], *_folded(before, step), *before.args[3:]), shapes=before.shapes
         )
+
+
+def _nest_concatenations(steps: dict[int, Step]) -> None:
+    """Makes a concatenation that begins as an earlier one did go on from there: in a dense block all but one part."""
+    known: dict[tuple[int, tuple[Ref, ...]], Ref] = {}
+    for number, step in steps.items():
+        if step.op is not aten.cat.default or not all(isinstance(part, Ref) for part in step.args[0]):
+            continue
+        axis, parts = (*step.args[1:], 0)[0], tuple(step.args[0])
+        for length in range(len(parts) - 1, 1, -1):
+            earlier = known.get((axis, parts[:length]))
+            if earlier is not None:
+                steps[number] = replace(step, args=([earlier, *parts[length:]], *step.args[1:]))
+                break
+        known[axis, parts] = Ref(number)
+
+
+def _write_in_place(steps: dict[int, Step], output: Ref) -> None:
+    """Lets activations write over results that nothing else reads."""
+    uses = Counter(ref for step in steps.values() for ref in step.refs)
+    for number, step in steps.items():
+        image = step.args[0] if step.args else None
+        if step.op not in IN_PLACE or not isinstance(image, Ref) or image == INPUT:
+            continue
+        fresh = steps[image.step].op is aten.convolution.default or steps[image.step].op in BATCH_NORMS
+        if fresh and uses[image] == 1 and image != output and step.refs == [image]:
+            steps[number] = replace(step, op=IN_PLACE[step.op])
 
 
 def _folded(convolution: Step, norm: Step) -> tuple[Tensor, Tensor]:
@@ -161,4 +199,5 @@ def _folded(convolution: Step, norm: Step) -> tuple[Tensor, Tensor]:
     shift = (-mean.double() if bias is None else bias.double() - mean) * scale
     shift = shift if beta is None else shift + beta
     folded = weight.double() * scale.reshape(-1, *[1] * (weight.dim() - 1))
-    return folded.to(weight.dtype).contiguous(memory_format=torch.channels_last), shift.to(weight.dtype)
+    order = torch.channels_last if weight.dim() == 4 else torch.contiguous_format
+    return folded.to(weight.dtype).contiguous(memory_format=order), shift.to(weight.dtype)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lit_viz.functional.occlusion.program import BATCH_NORMS, Program
+from lit_viz.functional.occlusion.program import BATCH_NORMS, IN_PLACE, Program
 from lit_viz.functional.occlusion.spans import Spans
 from lit_viz.functional.occlusion.tape import Ref, Step, aten, circular_pad, leaves
 from lit_viz.functional.occlusion.windows import Place, pick
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from lit_viz.functional.occlusion.incremental import Batch
 
 POINTWISE = {
+    *(op.overloadpacket for op in IN_PLACE.values()),
     aten.relu,
     aten.hardtanh,
     aten.clamp,
@@ -159,6 +160,10 @@ class Convolution(Rule):
         _, self.weight, self.bias, stride, padding, dilation, _, _, self.groups = self.step.args
         self.kernel = tuple(self.weight.shape[2:])
         self.stride, self.padding, self.dilation = (_pair(v) for v in (stride, padding, dilation))
+        self._slide()
+
+    def _slide(self) -> None:
+        """How the kernel moves over the pixels that are read."""
         self.reads_around = max(*self.kernel, *self.stride) > 1 or max(self.padding) > 0
         # Of a kernel of one pixel, only the pixels that it meets are read.
         self.steps = tuple(s if k == 1 else 1 for s, k in zip(self.stride, self.kernel, strict=True))
@@ -175,11 +180,15 @@ class Convolution(Rule):
         return size_of(self.program, Ref(self.number))
 
     def run(self, batch: Batch, place: Place) -> Tensor:
-        ref = self.inputs[0]
-        region = batch.read(ref, self.read_place(place)) if self.reads_around else batch.window(ref, place)
+        region = self.region(batch, place)
         return torch.convolution(
             region, self.weight, self.bias, self.strides, [0, 0], self.dilation, False, [0, 0], self.groups
         )
+
+    def region(self, batch: Batch, place: Place, fill: float = 0.0) -> Tensor:
+        """The input that a part of the result needs."""
+        ref = self.inputs[0]
+        return batch.read(ref, self.read_place(place), fill) if self.reads_around else batch.window(ref, place)
 
     def read_place(self, place: Place) -> Place:
         """The part of the input that a part of the result needs."""
@@ -213,8 +222,7 @@ class Pooling(Convolution):
         self.kernel, self.padding = _pair(kernel), _pair(padding)
         self.stride = _pair(stride) if stride else self.kernel
         self.dilation = _pair(rest[0]) if self.maximum else (1, 1)
-        self.steps = (1, 1)
-        self.reads_around = max(*self.kernel, *self.stride) > 1
+        self._slide()
         self.share = None if self.maximum else self._shares(*rest)
 
     def _shares(self, ceil_mode: bool, count_padding: bool, divisor: int | None) -> Tensor | None:
@@ -230,14 +238,13 @@ class Pooling(Convolution):
         return (means / sums)[0, 0]
 
     def run(self, batch: Batch, place: Place) -> Any:
-        fill = -math.inf if self.maximum else 0.0
-        region = batch.read(self.inputs[0], self.read_place(place), fill=fill)
+        region = self.region(batch, place, fill=-math.inf if self.maximum else 0.0)
         if self.maximum:
-            pooled = torch.nn.functional.max_pool2d(region, self.kernel, self.stride, dilation=self.dilation)
+            pooled = torch.nn.functional.max_pool2d(region, self.kernel, self.strides, dilation=self.dilation)
             return [pooled, None]
         if self.share is None:
-            return torch.nn.functional.avg_pool2d(region, self.kernel, self.stride)
-        sums = torch.nn.functional.avg_pool2d(region, self.kernel, self.stride, divisor_override=1)
+            return torch.nn.functional.avg_pool2d(region, self.kernel, self.strides)
+        sums = torch.nn.functional.avg_pool2d(region, self.kernel, self.strides, divisor_override=1)
         share = self.share.to(sums)[..., None]
         rows = place.tops[:, None] + np.arange(place.height)
         columns = place.lefts[:, None] + np.arange(place.width)
@@ -288,6 +295,8 @@ class Mean(Rule):
 
     def run(self, batch: Batch, place: Place) -> Tensor:
         ref, out = self.inputs[0], Ref(self.number)
+        if not batch.bases.finite(out):
+            return batch.call(self.step, {ref: batch.whole(ref)})  # what the patch covers may be what is not finite
         windows = batch.values[ref]
         change = windows - batch.image_order(batch.cut(ref, batch.places[ref]))
         shape = self.program.tape.per_image(out)
@@ -332,9 +341,8 @@ def rule_for(program: Program, number: int, extents: dict[Ref, Extent]) -> Rule 
         return Pointwise(program, number, extents) if len(before) == 3 and not _trains(step) else None
     if packet in CHANNELWISE:
         dims = len(before) + 1
-        axis = step.args[{aten.select: 1, aten.unsqueeze: 1}.get(packet, 2)] if len(step.args) > 1 else 0
-        if packet is aten.slice:
-            axis = step.args[1] if len(step.args) > 1 else 0
+        position = 2 if packet in (aten.split, aten.split_with_sizes) else 1
+        axis = step.args[position] if len(step.args) > position else 0
         axis = axis % (dims + (packet is aten.unsqueeze))
         return Pointwise(program, number, extents) if 1 <= axis <= dims - 3 + (packet is aten.unsqueeze) else None
     if packet in POINTWISE:

@@ -154,13 +154,21 @@ def circular_pad(images: Tensor, pad: list[int]) -> Tensor:
     return torch.nn.functional.pad(images, pad, mode="circular")
 
 
-class _CircularPads(TorchFunctionMode):
+LOOKS = {Tensor.numpy, Tensor.tolist, Tensor.__array__, Tensor.__dlpack__}
+"""How numbers leave a tensor without an operation that could be written down."""
+
+
+class _Functions(TorchFunctionMode):
+    """Sees what doesn't show among torch's operations."""
+
     def __init__(self, recorder: _Recorder) -> None:
         super().__init__()
         self.recorder = recorder
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func in LOOKS and self.recorder.depends(args[0]):
+            self.recorder.fault = f"it takes numbers out of torch ({func.__name__})"
         mode = kwargs.get("mode", args[2] if len(args) > 2 else "constant")
         if func is not torch.nn.functional.pad or mode != "circular":
             return func(*args, **kwargs)
@@ -175,12 +183,17 @@ class _CircularPads(TorchFunctionMode):
 
 
 class _Recorder(TorchDispatchMode):
-    """Writes down each operation on its way to torch's kernels."""
+    """Writes down each operation on its way to torch's kernels.
+
+    What it can't write down it names in `fault`, and lets the network go on: one that is broken off halfway might be
+    left in a state that its next call doesn't expect.
+    """
 
     def __init__(self, images: Tensor) -> None:
         super().__init__()
         self.steps: list[Step] = []
         self.paused = False
+        self.fault = ""
         # By identity, and weakly, so that the maps of a large network needn't all be kept.
         self.known: Any = WeakIdKeyDictionary()
         self.known[images] = INPUT
@@ -188,31 +201,39 @@ class _Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if self.paused:
+        self.fault = self.fault or self._unseen(func, args, kwargs)
+        if self.paused or self.fault:
             return func(*args, **kwargs)
-        if any(type(leaf) not in (Tensor, torch.nn.Parameter) for leaf in _tensors((args, kwargs))):
-            raise Untraceable("it computes with tensors of a class of their own")
-        depends = any(self._depends(t) for t in _tensors((args, kwargs)))
-        if torch.Tag.nondeterministic_seeded in func.tags and _draws(func, args, kwargs):
-            raise Untraceable(f"{_name(func)} draws at random")
+        depends = any(self.depends(t) for t in _tensors((args, kwargs)))
         written = [
             (i, argument)
             for i, argument in enumerate(func._schema.arguments)
             if argument.alias_info is not None and argument.alias_info.is_write
         ]
-        if not written:
-            out = func(*args, **kwargs)
-            if depends and not list(_tensors(out)):
-                raise Untraceable(f"it decides by what it sees ({_name(func)})")
+        if written:
+            return self._in_place(func, written, args, kwargs, depends)
+        out = func(*args, **kwargs)
+        if depends and (not list(_tensors(out)) or _sized_by_values(func, args)):
+            self.fault = f"it decides by what it sees ({_name(func)})"
+        elif any(t.layout is not torch.strided for t in _tensors(out)):
+            self.fault = f"{_name(func)} gives a tensor that is not dense"
+        else:
             self.write_down(func, args, kwargs, out)
-            return out
-        return self._in_place(func, written, args, kwargs, depends)
+        return out
+
+    def _unseen(self, func: Any, args: Any, kwargs: Any) -> str:
+        """Why an operation can't be written down, before it is run."""
+        if any(type(leaf) not in (Tensor, torch.nn.Parameter) for leaf in _tensors((args, kwargs))):
+            return "it computes with tensors of a class of their own"
+        if torch.Tag.nondeterministic_seeded in func.tags and _draws(func, args, kwargs):
+            return f"{_name(func)} draws at random"
+        return ""
 
     def _in_place(self, func: Any, written: Any, args: Any, kwargs: Any, depends: bool) -> Any:
         """As the operation that returns its result, where nothing else sees the tensor that is written to."""
         position, argument = written[0]
         target = args[position] if position < len(args) else kwargs.get(argument.name)
-        depends = depends or self._depends(target)
+        depends = depends or self.depends(target)
         seen = [t for t in self._sharing(target) if t is not target]
         functional = _functional(func)
         if not depends:
@@ -222,22 +243,27 @@ class _Recorder(TorchDispatchMode):
                 self.known.pop(tensor, None)
             return out
         if len(written) > 1 or position != 0 or functional is None or target not in self.known or seen:
-            raise Untraceable(f"{_name(func)} changes a tensor that is used elsewhere")
-        before = self._ref(args), self._ref(kwargs)
-        out = func(*args, **kwargs)
-        self.steps.append(_step(functional, *before, target, depends=True))
+            self.fault = f"{_name(func)} changes a tensor that is used elsewhere"
+            return func(*args, **kwargs)
+        result = functional(*args, **kwargs)
+        self.steps.append(_step(functional, self._ref(args), self._ref(kwargs), result, depends=True))
+        if result.dtype != target.dtype:
+            # Written into the target, a result takes on its number format.
+            before = Ref(len(self.steps) - 1)
+            self.steps.append(_step(aten._to_copy.default, (before,), {"dtype": target.dtype}, target, depends=True))
         self.known[target] = Ref(len(self.steps) - 1)
-        return out
+        return func(*args, **kwargs)
 
     def write_down(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
-        depends = not _only_looks_at_shapes(func) and any(self._depends(t) for t in _tensors((args, kwargs)))
+        depends = not _only_looks_at_shapes(func) and any(self.depends(t) for t in _tensors((args, kwargs)))
         self.steps.append(_step(func, self._ref(args), self._ref(kwargs), out, depends=depends))
         for i, tensor in enumerate(out if isinstance(out, (tuple, list)) else [out]):
             if isinstance(tensor, Tensor) and not any(tensor is t for t in _tensors((args, kwargs))):
                 self.known[tensor] = Ref(len(self.steps) - 1, i)
                 self.storages.setdefault(_storage(tensor), []).append(weakref.ref(tensor))
 
-    def _depends(self, tensor: Tensor) -> bool:
+    def depends(self, tensor: Tensor) -> bool:
+        """Whether a tensor depends on the images."""
         ref = self.known.get(tensor)
         return ref is not None and (ref == INPUT or self.steps[ref.step].depends)
 
@@ -253,8 +279,10 @@ class _Recorder(TorchDispatchMode):
 def _record(run: Callable[[Tensor], Tensor], images: Tensor) -> Tape:
     images = images.clone()
     recorder = _Recorder(images)
-    with _CircularPads(recorder), recorder:
+    with _Functions(recorder), recorder:
         output = run(images)
+    if recorder.fault:
+        raise Untraceable(recorder.fault)
     ref = recorder.known.get(output)
     if ref is None:
         raise Untraceable("what it returns does not come from operations of torch that can be followed")
@@ -325,6 +353,13 @@ def _draws(func: Any, args: Any, kwargs: Any) -> bool:
         if argument.name in ("dropout_p", "p"):
             return bool(args[i] if i < len(args) else kwargs.get(argument.name, argument.default_value))
     return True
+
+
+def _sized_by_values(func: Any, args: Any) -> bool:
+    """Whether the shape of what an operation returns depends on the values that it takes, as of `nonzero`."""
+    if torch.Tag.dynamic_output_shape not in func.tags:
+        return False
+    return func is not aten.index.Tensor or any(t.dtype in (torch.bool, torch.uint8) for t in _tensors(args[1]))
 
 
 def _only_looks_at_shapes(func: Any) -> bool:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -16,7 +18,7 @@ from lit_viz.errors import UsageError
 from lit_viz.functional.occlusion import occlusion, occlusion_map
 from lit_viz.functional.occlusion.grid import Grid
 from lit_viz.functional.occlusion.incremental import Incremental
-from lit_viz.functional.occlusion.program import prepared
+from lit_viz.functional.occlusion.program import BATCH_NORMS, prepared
 from lit_viz.functional.occlusion.tape import Untraceable, trace
 
 Network = Callable[[str], nn.Module]
@@ -288,6 +290,134 @@ class CountsCalls(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         self.calls += 1
         return x.mean((2, 3)) * self.calls
+
+
+class Rereads(nn.Module):
+    """Looks at one pixel and decides, each time in another way past the operations of torch."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+
+    def forward(self, x: Tensor) -> Tensor:
+        pixel = x[:, 0, 3, 17]
+        match self.how:
+            case "numpy":
+                black = bool((pixel.numpy() == 0).any())
+            case "array":
+                black = 0 in np.asarray(pixel)
+            case "list":
+                black = 0 in pixel.tolist()
+            case "length":
+                black = len(pixel[pixel == 0]) > 0
+            case _:
+                black = False
+                with suppress(Exception):
+                    black = bool((pixel == 0).any())
+        return x.mean((2, 3)) * (3 if black else 1)
+
+
+@pytest.mark.parametrize("how", ["numpy", "array", "list", "length", "caught"])
+def test_a_decision_that_shows_at_few_positions_is_seen(how: str) -> None:
+    x = images(1, 3, 24, 24)
+    given = dict(window=4, stride=2, output="score", batch_size=1)
+    found = occlusion_map(Rereads(how), x, 1, **given)
+    assert found.engine == "full" and "can't be followed" in found.note
+    assert torch.equal(found.heat, occlusion(Rereads(how), x, 1, engine="full", **given))
+
+
+class Busy(nn.Module):
+    """Has a state that is right again at the end of its forward."""
+
+    busy = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert not self.busy
+        self.busy = True
+        x = x * 2 if x.mean() > 0 else x * 3
+        self.busy = False
+        return x.mean((2, 3))
+
+
+def test_a_network_that_cannot_be_followed_is_run_to_its_end() -> None:
+    model = Busy()
+    assert occlusion_map(model, images(1, 3, 24, 24), 1, window=4, stride=2).engine == "full"
+    assert not model.busy
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_what_is_not_finite_can_be_covered(value: float) -> None:
+    x = images(2, 3, 24, 24)
+    x[1, 0, 3, 17] = value
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()).double()
+    given = dict(window=6, stride=2, output="score")
+    found = occlusion(model, x, 1, engine="incremental", **given)
+    expected = occlusion(model, x, 1, engine="full", **given)
+    assert expected[0].isfinite().all() and expected[1].isfinite().any() and not expected[1].isfinite().all()
+    assert torch.allclose(found, expected, rtol=1e-10, equal_nan=True)
+
+
+class InParts(nn.Module):
+    """Takes eight images at a time."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x - x.mean((2, 3), keepdim=True)
+        return torch.cat([part.relu().amax((2, 3)) for part in x.split(8)])
+
+
+def test_a_network_that_splits_large_batches() -> None:
+    x = images(1, 3, 24, 24)
+    found = occlusion_map(InParts(), x, 1, window=4, stride=2, output="score")
+    assert torch.equal(found.heat, occlusion(InParts(), x, 1, window=4, stride=2, output="score", engine="full"))
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.MaxPool2d(1),
+        nn.MaxPool2d(1, 2),
+        nn.AvgPool2d(1),
+        nn.AvgPool2d((1, 3), (2, 1), (0, 1), count_include_pad=False),
+        nn.AvgPool2d((2, 1), (1, 3), ceil_mode=True, divisor_override=3),
+        nn.InstanceNorm2d(4),
+        nn.Sequential(nn.Flatten(2), nn.Conv1d(4, 4, 2), nn.BatchNorm1d(4), nn.Unflatten(2, (20, 22))),
+    ],
+    ids=str,
+)
+def test_layers_between_convolutions(layer: nn.Module) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), layer, nn.Conv2d(4, 4, 3), nn.SiLU(), nn.AdaptiveAvgPool2d(1))
+    model.append(nn.Flatten())
+    x = images(1, 3, 23, 23)
+    assert_same(*both(model.double().eval(), x, torch.zeros_like(x), (5, 4), (3, 2), together=7), 1e-10)
+
+
+class Accumulates(nn.Module):
+    """Writes a result in one number format into a tensor of another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Conv2d(3, 3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x * 1.5
+        x += torch.ones(3, 1, 1, dtype=torch.float64)
+        x = self.inner(x)
+        return (x * x.clone().gt_(0)).mean((2, 3))
+
+
+def test_results_take_on_the_number_format_of_what_they_are_written_to() -> None:
+    x = images(1, 3, 24, 24).float()
+    found, expected, _ = both(Accumulates(), x, torch.zeros_like(x), (5, 5), (4, 4))
+    assert found.dtype == torch.float32 and (found - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+def test_norms_are_not_folded_where_weights_are_coarse() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    for format, steps in ((torch.float32, 0), (torch.bfloat16, 1)):
+        x = images(1, 3, 24, 24).to(format)
+        with torch.no_grad():
+            program = prepared(trace(model.to(format), x, x.flip(3)))
+        assert sum(step.op in BATCH_NORMS for step in program.steps.values()) == steps
 
 
 @pytest.mark.parametrize("model", [Decides(), Draws(), Peeks(), WritesIntoSlices()])
