@@ -237,14 +237,20 @@ class StyleTransfer(StyleSynthesis):
         for i, name in enumerate(self.content_names):
             mine = [(one, draw.to_uint8(images[j])[0]) for j, one in enumerate(self.wanted) if one.content == i]
             content = draw.to_uint8(self.contents[i])[0]
-            shown = [_cut(picture, content.shape[:2]) for picture in paintings]
+            pictures = [content, *(image for _, image in mine)]
+            pictures += [_cut(painting, content.shape[:2]) for painting in paintings]
             columns = ["content", *(_heading(self._differs(one)) for one, _ in mine), *self.style_names]
+            if len(columns) > MOST_BESIDE:
+                cards = [draw.Card([picture], told) for picture, told in zip(pictures, columns, strict=True)]
+                columns, size, more = [], 1600, self._caption()
+            else:
+                cards, size, more = [draw.Card(pictures, self._caption())], max(1000, 180 * len(columns)), ""
             picture = draw.sheet(
-                [draw.Card([content, *(image for _, image in mine), *shown], self._caption())],
+                cards,
                 columns=columns,
-                max_size=max(1000, 180 * len(columns)),
+                max_size=size,
                 title=f"Style transfer · {name} · step {int(self.done)} of {self.steps}",
-                subtitle=f"By features of {self.network.told}.",
+                subtitle=f"By features of {self.network.told}. {more}".strip(),
             )
             self.write(f"style/{'' if final else 'forming/'}{name}", picture)
 
@@ -255,6 +261,10 @@ class StyleTransfer(StyleSynthesis):
         if self.colors != "style":
             told.append("colours of the content" + (" (brightness alone)" if self.colors == "luminance" else ""))
         return ", ".join(told)
+
+
+MOST_BESIDE = 8
+"""Pictures in one row of a sheet; more stand in several."""
 
 
 def _heading(differs: Sequence[str]) -> str:

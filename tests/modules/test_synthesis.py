@@ -161,6 +161,8 @@ def test_an_image_for_each_strength_size_and_blend(tmp_path: Path) -> None:
     module = StyleTransfer(**STYLE | many | {"content": files, "steps": 3, "out": str(tmp_path / "made")})
     recorder = fit(module)
     assert len(module.wanted) == 16 and {"style/cat", "style/cup"} <= recorder.tags
+    sheet = next(picture for tag, _, picture in recorder.images if tag == "style/cat")
+    assert sheet.shape[1] < 2.5 * sheet.shape[0]  # eleven pictures: in rows
     assert module.wanted[2].blend == (1, 0) and module.wanted[4].blend == (0.25, 0.75)
     assert module.images()[0].shape == (1, 3, 32, 48)
     assert len(list((tmp_path / "made").glob("*.png"))) == 16

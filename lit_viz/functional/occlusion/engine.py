@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 Engine = Literal["auto", "incremental", "full"]
 
-MEMORY = 1024
+MEMORY = 2048
 """MiB that maps may take."""
 
 LEAST_GAIN = 1.2

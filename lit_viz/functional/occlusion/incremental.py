@@ -80,9 +80,9 @@ class Incremental:
 
     @property
     def base_bytes(self) -> int:
-        """Memory of the uncovered image's maps, at most."""
+        """Memory of the uncovered image's maps, and of a copy of each with margins."""
         sizes = (math.prod(self.program.tape.per_image(ref) or (0,)) for ref in self.kept)
-        return sum(sizes) * self.program.tape.dtype.itemsize
+        return 2 * sum(sizes) * self.program.tape.dtype.itemsize
 
     def run(self, image: Tensor, cover: Tensor, advance: Callable[[int], Any] = lambda count: None) -> Tensor:
         """Scores of an image covered at each position.
