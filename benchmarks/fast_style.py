@@ -37,7 +37,7 @@ from lit_viz.networks import Muon, PerceptualNetwork, equivalent_iterations, ite
 from lit_viz.styles import picture_colors, style_picture
 
 ROOT = Path(__file__).parents[1]
-LAYERS = {"content_layers": "_blocks.4", "style_layers": ["_blocks.0", "_blocks.2", "_blocks.4", "_blocks.7"]}
+LAYERS = {"content_layers": "_blocks.4", "style_layers": ["_bn0", "_blocks.0", "_blocks.2", "_blocks.4", "_blocks.7"]}
 STYLES = ["waves", "brush strokes", "stained glass", "tissue"]
 IMAGES, LIMIT = 16, 120
 
@@ -243,7 +243,7 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=list(PARTS))
     parser.add_argument("--checkpoint", help="config: of a run of the configuration, instead of one here")
     parser.add_argument("--steps", type=int, default=500, help="for each style (%(default)s)")
-    parser.add_argument("--strength", type=float, default=5.0)
+    parser.add_argument("--strength", type=float, default=6.0)
     parser.add_argument("--lr", type=float, default=0.004)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     given = parser.parse_args()

@@ -200,8 +200,8 @@ def trained(style: str, steps: int, **changes: Any) -> tuple[FastStyleTransfer, 
     seed_everything(1, verbose=False)
     precision = changes.pop("precision", "32-true")
     schedule = {"max_lr": 0.004, "total_steps": steps, "pct_start": 0.1}
-    layers = ["_blocks.0", "_blocks.2", "_blocks.4", "_blocks.7"]
-    told = {"content_layers": "_blocks.4", "style_layers": layers, "strength": 5.0, "width": 16}
+    layers = ["_bn0", "_blocks.0", "_blocks.2", "_blocks.4", "_blocks.7"]
+    told = {"content_layers": "_blocks.4", "style_layers": layers, "strength": 6.0, "width": 16}
     model = FastStyleTransfer(
         style,
         "efficientnet_lite0",

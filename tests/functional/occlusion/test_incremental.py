@@ -80,7 +80,7 @@ NAMED = [
 def test_networks(name: str, size: tuple[int, int], network: Network) -> None:
     model = network(name).double()
     x = images(2, 3, *size)
-    found = both(model, x, images(2, 3, *size, seed=2), (13, 9), (16, 15))
+    found = both(model, x, images(2, 3, *size, seed=2), (13, 9), (18, 19))
     assert_same(*found, 1e-10)
 
 
@@ -227,7 +227,7 @@ class Beside(nn.Module):
         return torch.cat([f(x) for f in self.inner], dim=1)
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=40, deadline=None, derandomize=True)
 @given(networks())
 def test_random_networks(
     drawn: tuple[nn.Module, tuple[int, int], tuple[int, int], tuple[int, int]],
