@@ -76,7 +76,7 @@ def occluded_scores(
         numbers: From scores (B, K) and numbers of images (B,) to the output (B,).
         engine: See `lit_viz.functional.occlusion`.
         batch_size: Whole copies at once, to start with.
-        together: Most windows at once; None for 64.
+        together: Most windows at once; None for 128.
         memory: Bytes that windows, and the maps that they are cut from, may take.
         progress: Show a bar if it takes longer than three seconds.
     """

@@ -100,7 +100,7 @@ def occlusion(
             changes, or an error. "full": a full pass for each position.
         autocast: Number format for mixed precision, `torch.bfloat16` or `torch.float16`; faster where the hardware has
             it, and not exact: see `OcclusionMap.error`.
-        batch_size: Most covered copies at once; by default as many as fit 16 images of 3×224×224, and 64 where only
+        batch_size: Most covered copies at once; by default as many as fit 16 images of 3×224×224, and 128 where only
             what changes is computed. Halved whenever memory runs out.
         memory: MiB that the engine "incremental" may take for the maps it keeps, and for those of a batch.
         seed: For `baseline="noise"`.

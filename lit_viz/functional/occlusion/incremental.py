@@ -28,10 +28,10 @@ from lit_viz.functional.occlusion.spans import Spans
 from lit_viz.functional.occlusion.tape import INPUT, Ref, Step, aten
 from lit_viz.functional.occlusion.windows import Place, cut, lay
 
-OVERHEAD = 2e6
+OVERHEAD = 8e6
 """Of each step of a batch, in multiply-adds."""
 
-MOST_TOGETHER = 64
+MOST_TOGETHER = 128
 """Positions in a batch."""
 
 
