@@ -133,7 +133,7 @@ class VisualizationCallback(Callback):
         self._due = self._left_out = 0  # looks, where there is a budget
         self._warned: set[str] = set()
         # What became of pictures, told by the thread that writes: tag, seconds, failure.
-        self._outcomes: deque[tuple[str, float, Exception | None]] = deque()
+        self._outcomes: deque[tuple[str | None, float, Exception | None]] = deque()
 
     # What a visualization says of itself.
 

@@ -27,7 +27,7 @@ MEMORY = 2048
 """MiB that maps may take."""
 
 LEAST_GAIN = 1.2
-"""How many times less there must be to compute before windows pay: they cost some copying."""
+"""How many times as fast windows should be at least, since that is an estimate, and they cost some copying."""
 
 FEW = 32
 """So few covered copies are not worth a plan, which takes as much as a dozen passes."""
@@ -94,7 +94,7 @@ def occluded_scores(
             )
             if not note:
                 values = _by_windows(run, windows, images, cover, grid, numbers, progress)
-                return _told(Occluded(values, "incremental", f"{windows.plan.gain:.1f} times less to compute"))
+                return _told(Occluded(values, "incremental", f"{windows.plan.saved:.1f} times less to compute"))
             _check(run, program.run, images, cover, grid)
             if engine == "auto":
                 values = _by_passes(program.run, images, cover, grid, numbers, batch_size, progress)
@@ -162,8 +162,8 @@ def _reason_against(windows: Incremental, memory: int, engine: Engine) -> str:
     """Why windows don't pay, in words, or nothing."""
     if windows.base_bytes > memory / 2:
         return f"its maps take {windows.base_bytes / 2**20:.0f} MiB, more than half of memory={memory // 2**20}"
-    if engine == "auto" and windows.plan.gain < LEAST_GAIN:
-        return f"windows would save too little ({windows.plan.gain:.2f} times less to compute)"
+    if engine == "auto" and windows.gain < LEAST_GAIN:
+        return f"windows would save too little ({windows.plan.saved:.2f} times less to compute)"
     return ""
 
 
@@ -205,20 +205,23 @@ def _check(run: Run, other: Run, images: Tensor, cover: Tensor, grid: Grid) -> N
     some = _some(grid)
     copies = grid.covered(images[:1].repeat(3, 1, 1, 1), cover[:1].repeat(3, 1, 1, 1), some)
     expected, got = run(copies), other(copies)
-    exact = expected.dtype == torch.float64 or (expected.dtype == torch.float32 and images.device.type == "cpu")
-    share = 1e-9 if expected.dtype == torch.float64 else 2e-5 if exact and not _half() else 2e-2
     if expected.shape != got.shape or not torch.isfinite(expected).equal(torch.isfinite(got)):
         raise Untraceable("its steps give other scores than itself")
     difference = (expected - got).nan_to_num().abs().max()
     # How the network itself rounds: deep ones more than others. The order of memory changes the order of sums.
     again = run(copies.contiguous(memory_format=torch.channels_last))
     rounding = (expected - again).nan_to_num().abs().max()
-    if difference > torch.maximum(share * expected.nan_to_num().abs().max(), ROUNDINGS * rounding):
+    if difference > torch.maximum(_rounding_share(expected) * expected.nan_to_num().abs().max(), ROUNDINGS * rounding):
         raise Untraceable(f"its steps give other scores than itself (by {float(difference):.2g})")
 
 
-def _half() -> bool:
-    return torch.is_autocast_enabled("cpu")
+def _rounding_share(scores: Tensor) -> float:
+    """What sums in another order may differ by at least, as a share of the largest score."""
+    if scores.dtype == torch.float64:
+        return 1e-9
+    if scores.dtype != torch.float32 or torch.is_autocast_enabled(scores.device.type):
+        return 2e-2
+    return 2e-5 if scores.device.type == "cpu" else 2e-3  # accelerators multiply with fewer bits (TF32)
 
 
 def _told(occluded: Occluded) -> Occluded:

@@ -21,8 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lit_viz.functional.batches import BATCH_ELEMENTS
 from lit_viz.functional.occlusion.plan import Plan, Work, plan
-from lit_viz.functional.occlusion.program import Program, outputs
+from lit_viz.functional.occlusion.program import Program, as_written, outputs
 from lit_viz.functional.occlusion.rules import Concatenation, Extent, Mean, Rule, channels, rule_for, size_of
 from lit_viz.functional.occlusion.spans import Spans
 from lit_viz.functional.occlusion.tape import INPUT, Ref, Step, aten
@@ -74,7 +75,6 @@ class Incremental:
                 extent = rule.spans(0), rule.spans(1)
                 self.extents.update({Ref(number, i): extent for i in range(len(step.shapes))})
         self.kept = self._kept()
-        self.last = program.last_readers()
         self.joint = self._joint()
         self.plan = self._plan()
 
@@ -98,7 +98,7 @@ class Incremental:
         scores: list[Tensor] = []
         numbers: list[np.ndarray] = []
         waiting: list[Tensor] = []
-        with torch.autocast(image.device.type, enabled=False):  # what it converts is written down as steps
+        with as_written(image.device):
             for which, value in self.batches(image, cover):
                 numbers.append(which)
                 if self.joint is None:
@@ -165,16 +165,15 @@ class Incremental:
 
     def _joint(self) -> Ref | None:
         """The one result that all later steps need, the first that is no window; None if there is no such place."""
+        tape, last = self.program.tape, self.program.last
         for number in self.program.steps:
-            crossing = {
-                ref for ref, last in self.last.items() if ref.step <= number < last and self.program.tape.depends(ref)
-            }
+            crossing = {ref for ref, reader in last.items() if ref.step <= number < reader}
+            images = {ref for ref in crossing if tape.depends(ref)}
             # Batches are put together along the first dimension, which needn't be the images': instance norm takes
             # (1, N·C, H, W).
-            by_image = all(self.program.tape.per_image(ref) is not None for ref in crossing)
-            if len(crossing) == 1 and by_image and not crossing & self.extents.keys():
-                constants = any(ref.step <= number < last for ref, last in self.last.items() if ref not in crossing)
-                return None if constants else crossing.pop()
+            by_image = all(tape.per_image(ref) is not None for ref in images)
+            if len(images) == 1 and by_image and not images & self.extents.keys():
+                return images.pop() if len(crossing) == 1 else None
         return None
 
     def _plan(self) -> Plan:
@@ -190,12 +189,24 @@ class Incremental:
         rows, columns = (len(spans.low) for spans in self.extents[INPUT])
         if not works:
             whole = constant * rows * columns
-            return Plan([np.arange(rows)], [np.arange(columns)], whole, whole)
+            return Plan([np.arange(rows)], [np.arange(columns)], whole, whole, 1)
 
         def batches(rows: int, columns: int) -> int:
             return len(list(chunks(np.arange(rows), np.arange(columns), self.together)))
 
-        return plan(works, constant, batches, OVERHEAD * len(self.program.steps))
+        return plan(works, constant, batches, self._overhead)
+
+    @property
+    def _overhead(self) -> float:
+        """Of a batch, in multiply-adds."""
+        return OVERHEAD * len(self.program.steps)
+
+    @property
+    def gain(self) -> float:
+        """How many times as fast as passes of the whole image this should be; these come in batches as well."""
+        copies = math.prod(len(spans.low) for spans in self.extents[INPUT])
+        passes = copies * math.prod(self.program.tape.shape[1:]) / BATCH_ELEMENTS
+        return (self.plan.whole + passes * self._overhead) / (self.plan.computed + self.plan.batches * self._overhead)
 
 
 class Bases:
@@ -278,7 +289,7 @@ class Batch:
                 if place is not None:
                     self.places[Ref(number, i)] = place
             for r in step.refs:
-                if self.engine.last[r] == number:
+                if self.program.last[r] == number:
                     self.values.pop(r, None)
                     self._whole.pop(r, None)
         return self.values[end]
@@ -316,10 +327,6 @@ class Batch:
     def lay(self, ref: Ref, over: Tensor, place: Place) -> None:
         """Lays the changed windows over a part of the map."""
         lay(self.map_order(self.values[ref], ref), self.places[ref], over, place)
-
-    def base(self, ref: Ref) -> Tensor:
-        """The uncovered image's map, (H, W, C)."""
-        return self.bases.map(ref)
 
     def whole(self, ref: Ref) -> Any:
         """A result for the whole of each covered image."""

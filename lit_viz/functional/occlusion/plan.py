@@ -37,19 +37,21 @@ class Plan:
     Attributes:
         rows: Groups of positions along rows, each an ascending array of their numbers.
         columns: Groups along columns; each group of rows meets each of columns.
-        cost: Of all positions, in multiply-adds.
-        whole: Of as many passes of the whole image.
+        computed: What that leaves to compute for all positions, in multiply-adds.
+        whole: The same for passes of the whole image.
+        batches: How many there are.
     """
 
     rows: list[np.ndarray]
     columns: list[np.ndarray]
-    cost: float
+    computed: float
     whole: float
+    batches: int
 
     @property
-    def gain(self) -> float:
+    def saved(self) -> float:
         """How many times less there is to compute than in passes of the whole image."""
-        return self.whole / self.cost
+        return self.whole / self.computed
 
 
 def plan(work: list[Work], constant: float, together: Callable[[int, int], int], overhead: float) -> Plan:
@@ -72,21 +74,21 @@ def plan(work: list[Work], constant: float, together: Callable[[int, int], int],
     limit = np.array([w.limit[0] * w.limit[1] for w in work], dtype=np.float64)
     by_rows = _partitions(rows, cost * columns.mean(axis=1))
     by_columns = _partitions(columns, cost * rows.mean(axis=1))
-    best: Plan | None = None
-    count = rows.shape[1] * columns.shape[1]
-    whole = count * (sum(w.whole for w in work) + constant)
+    best, least = None, np.inf
+    whole = rows.shape[1] * columns.shape[1] * (sum(w.whole for w in work) + constant)
     for row_groups in by_rows:
         heights = np.stack([rows[:, g].max(axis=1) for g in row_groups], axis=1)
+        tall = np.array([len(g) for g in row_groups])
         for column_groups in by_columns:
             widths = np.stack([columns[:, g].max(axis=1) for g in column_groups], axis=1)
+            wide = np.array([len(g) for g in column_groups])
             areas = np.minimum(heights[:, :, None] * widths[:, None, :], limit[:, None, None])
-            each = np.einsum("s,sij->ij", cost, areas) + constant
-            total = 0.0
-            for i, r in enumerate(row_groups):
-                for j, c in enumerate(column_groups):
-                    total += len(r) * len(c) * each[i, j] + together(len(r), len(c)) * overhead
-            if best is None or total < best.cost:
-                best = Plan([np.sort(g) for g in row_groups], [np.sort(g) for g in column_groups], total, whole)
+            computed = float(tall @ (np.einsum("s,sij->ij", cost, areas) + constant) @ wide)
+            batches = sum(together(r, c) for r in tall.tolist() for c in wide.tolist())
+            if computed + batches * overhead < least:
+                least = computed + batches * overhead
+                groups = [np.sort(g) for g in row_groups], [np.sort(g) for g in column_groups]
+                best = Plan(*groups, computed, whole, batches)
     assert best is not None
     return best
 

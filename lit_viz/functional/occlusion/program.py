@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -43,14 +45,16 @@ class Program:
     steps: dict[int, Step]
     readers: dict[Ref, list[int]]
 
-    def last_readers(self) -> dict[Ref, int]:
+    @cached_property
+    def last(self) -> dict[Ref, int]:
         """The last step that reads each result."""
         return {ref: numbers[-1] for ref, numbers in self.readers.items()}
 
     def run(self, images: Tensor) -> Tensor:
         """Scores (N, K) of whole images (N, C, H, W)."""
         values: dict[Ref, Any] = {INPUT: images.contiguous(memory_format=torch.channels_last)}
-        self.go_on(values, len(images))
+        with as_written(images.device):
+            self.go_on(values, len(images))
         return values[self.tape.output]
 
     def go_on(
@@ -68,7 +72,6 @@ class Program:
             after: The last step that was run.
             keep: Is shown each result.
         """
-        last = self.last_readers()
         for number, step in self.steps.items():
             if number <= after:
                 continue
@@ -76,7 +79,7 @@ class Program:
                 values[Ref(number, i)] = value
                 keep(Ref(number, i), value)
             for ref in step.refs:
-                if last[ref] == number:
+                if self.last[ref] == number:
                     values.pop(ref, None)
 
     def call(self, step: Step, values: dict[Ref, Any], images: int) -> Any:
@@ -87,9 +90,12 @@ class Program:
                 return values[leaf]
             return leaf.at(images) if isinstance(leaf, PerImage) else leaf
 
-        # What autocast converts is written down as steps of its own.
-        with torch.autocast(self.tape.device.type, enabled=False):
-            return step.op(*mapped(concrete, step.args), **mapped(concrete, step.kwargs))
+        return step.op(*mapped(concrete, step.args), **mapped(concrete, step.kwargs))
+
+
+def as_written(device: torch.device) -> AbstractContextManager[None]:
+    """Steps run as they were written down: what autocast converts is among them already."""
+    return torch.autocast(device.type, enabled=False)
 
 
 def outputs(result: Any) -> list[Any]:
@@ -112,7 +118,8 @@ def prepared(tape: Tape) -> Program:
         if step.depends or step.refs or step.counts_images:
             steps[number] = step
             continue
-        out = step.op(*step.args, **step.kwargs)
+        with as_written(tape.device):
+            out = step.op(*step.args, **step.kwargs)
         for i, tensor in enumerate(outputs(out)):
             constants[Ref(number, i)] = tensor
     steps = _living(steps, tape.output)

@@ -275,7 +275,7 @@ class Padding(Rule):
         rows = self._source(place.tops[:, None] + np.arange(place.height) - top, 0)
         columns = self._source(place.lefts[:, None] + np.arange(place.width) - left, 1)
         windows = batch.map_order(batch.values[ref], ref)
-        return batch.image_order(pick(batch.base(ref), windows, batch.places[ref], rows, columns))
+        return batch.image_order(pick(batch.bases.map(ref), windows, batch.places[ref], rows, columns))
 
     def _source(self, at: np.ndarray, axis: int) -> np.ndarray:
         """Which row or column of the map a padded one is."""
