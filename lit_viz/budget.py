@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Callable
+from typing import Any
 
 from lit_viz.errors import UsageError
 
@@ -34,17 +36,35 @@ class Budget:
             raise UsageError(f"budget is a share of the time, above 0 and at most 1 (0.05 for 5 %); got {share!r}.")
         self.share, self.clock = float(share), clock
         self.spent: dict[str, float] = {}
+        self._run: weakref.ref[object] | None = None
         self._began = clock()
         self._before: dict[str, float] = {}  # what was spent before the last look
         self._refused: set[str] = set()  # at the last turn
 
-    def open(self, name: str) -> None:
-        """Opens the account of a visualization; a run begins."""
-        if name in self.spent:  # it is another run
-            for kept in (self.spent, self._before, self._refused):
-                kept.clear()
+    def open(self, name: str, run: object) -> None:
+        """Opens the account of a visualization, at the beginning of a run.
+
+        Args:
+            name: Of the visualization.
+            run: Stands for the run. What was spent in another one is forgotten, and likewise where an account that is
+                open already is opened again.
+        """
+        if self._run is None or self._run() is not run:
+            self.spent.clear()
+            self._run = weakref.ref(run)
+            self._begin()
+        elif name in self.spent:
+            self.spent = dict.fromkeys(self.spent, 0.0)
+            self._begin()
         self.spent[name] = 0.0
+
+    def _begin(self) -> None:
+        self._before.clear()
+        self._refused.clear()
         self._began = self.clock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_run": None}  # in another process it is another run
 
     def spend(self, name: str, seconds: float) -> None:
         """Books what a visualization took."""

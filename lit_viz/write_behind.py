@@ -27,7 +27,7 @@ class WriteBehind:
     """Writes in the background, in the order of submission.
 
     A thread, not a process: encoding and writing let go of the interpreter lock. It lives only while there is
-    something to write, so that nobody need end it, and none is there when a process is forked between looks.
+    something to write, so that nobody need end it.
 
     Memory is bounded: whoever submits waits for room, but not for ever. Where a disk or file system hangs, what finds
     no room is dropped, and training goes on.
@@ -111,6 +111,8 @@ class WriteBehind:
                 job.write()
             except Exception as error:
                 failure = error
+            except BaseException as error:  # `sys.exit` in a logger ends no run, nor this thread
+                failure = RuntimeError(f"{type(error).__name__}: {error}")
             seconds = time.perf_counter() - started
             with self._changed:
                 if self._running is job:

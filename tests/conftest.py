@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import signal
 from collections.abc import Callable
 from functools import cache
 
@@ -10,6 +11,10 @@ import pytest
 import torch
 import torchvision.models as tv
 from torch import Tensor, nn
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # So begin a shell's background jobs; tests of Ctrl-C, and the processes that they start, need it heard.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 CLASSES = 20
 

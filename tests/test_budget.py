@@ -11,6 +11,13 @@ from lit_viz.budget import Budget
 from lit_viz.errors import UsageError
 
 
+class Run:
+    """Stands for a trainer."""
+
+
+RUN = Run()
+
+
 class Clock:
     def __init__(self) -> None:
         self.now = 100.0
@@ -33,7 +40,7 @@ def opened(share: float, *names: str) -> tuple[Budget, Clock]:
     clock = Clock()
     budget = Budget(share, clock)
     for name in names:
-        budget.open(name)
+        budget.open(name, RUN)
     return budget, clock
 
 
@@ -122,15 +129,29 @@ def test_what_one_leaves_is_there_for_the_others() -> None:
     assert spent >= 0.09 * (clock.now - began)
 
 
-def test_another_run_begins_anew() -> None:
+@pytest.mark.parametrize("run", [RUN, Run()], ids=["same trainer", "another"])
+def test_another_run_begins_anew(run: Run) -> None:
     budget, clock = opened(0.1, "a", "b")
     for name in ("a", "b"):
         assert turn(budget, clock, name, 50.0)
         assert not turn(budget, clock, name, 50.0)
     for name in ("a", "b"):
-        budget.open(name)
+        budget.open(name, run)
     assert budget.spent == {"a": 0.0, "b": 0.0}
     assert turn(budget, clock, "a", 1.0) and turn(budget, clock, "b", 1.0)
+
+
+def test_a_run_owes_nothing_for_what_others_took_in_the_run_before() -> None:
+    budget, clock = opened(0.1, "a")
+    assert turn(budget, clock, "a", 50.0)
+    another = Run()
+    budget.open("b", another)
+    assert budget.spent == {"b": 0.0}
+    looks = 0
+    for _ in range(20):
+        clock.now += 1.0
+        looks += turn(budget, clock, "b", 0.05)
+    assert looks == 20
 
 
 @pytest.mark.parametrize("share", [0, -0.1, 1.5, 5, True, "0.05", float("nan")])
@@ -141,6 +162,6 @@ def test_what_is_no_share(share: object) -> None:
 
 def test_it_goes_to_other_processes_with_its_callbacks() -> None:
     budget = Budget(0.05)
-    budget.open("a")
+    budget.open("a", RUN)
     for other in (pickle.loads(pickle.dumps(budget)), copy.deepcopy(budget)):
         assert other.share == 0.05 and other.allows("a")

@@ -134,6 +134,7 @@ class VisualizationCallback(Callback):
         self._warned: set[str] = set()
         # What became of pictures, told by the thread that writes: tag, seconds, failure.
         self._outcomes: deque[tuple[str | None, float, Exception | None]] = deque()
+        self._unwritten: Exception | None = None
 
     # What a visualization says of itself.
 
@@ -192,7 +193,7 @@ class VisualizationCallback(Callback):
         for layer in self.layer_names():
             find_layer(pl_module, layer)
         if self.budget is not None:
-            self.budget.open(self.name)
+            self.budget.open(self.name, trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.prepare(trainer, pl_module)
@@ -272,6 +273,7 @@ class VisualizationCallback(Callback):
         """Whether the look that is due is within the budget, on all ranks; with a budget a collective."""
         if self.budget is None or trainer.state.fn != "fit":
             return True
+        self._book_written()  # what the background took since the last look counts
         granted = not _largest(trainer, int(not self.budget.allows(self.name)))
         self.budget.settle(self.name, granted)
         self._due += 1
@@ -362,6 +364,8 @@ class VisualizationCallback(Callback):
                 drawn = self.visualize(self.look(trainer, pl_module))
             self.write(trainer, drawn)
 
+        if self.budget is not None and torch.accelerator.is_available():
+            torch.accelerator.synchronize()  # what training has queued is not the look's time
         self.attempt(trainer, run, "draw")
         if self.budget is not None and trainer.state.fn == "fit":
             cost = {f"cost/{self.name}": self.budget.cost(self.name)}
@@ -393,16 +397,22 @@ class VisualizationCallback(Callback):
         """What became of a picture, told by whichever thread wrote it."""
         self._outcomes.append((tag, seconds, failure))
 
-    def _settle_written(self) -> Exception | None:
-        """Counts what was written by now; returns the first failure."""
-        first: Exception | None = None
+    def _book_written(self) -> None:
+        """Counts what was written by now, and keeps the first failure."""
         while self._outcomes:
             tag, seconds, failure = self._outcomes.popleft()
             self._spend(seconds)
             if failure is None and tag is not None:
                 self.written[tag] += 1
-            first = first or failure
-        return first
+            self._unwritten = self._unwritten or failure
+
+    def _settle_written(self) -> Exception | None:
+        """Counts what was written by now; returns the first failure since the last time."""
+        self._book_written()
+        try:
+            return self._unwritten
+        finally:
+            self._unwritten = None
 
     def attempt(self, trainer: Trainer, run: Callable[[], None], what: str) -> bool:
         """Runs something that may fail without harm to the run.

@@ -27,7 +27,7 @@ class Occlusion(AttributionCallback):
             number or one per channel.
         output: "probability" or "score", the raw score.
         scale: "relative": colours run from 0 to the probability of the image as it is, which its caption gives, so that
-            they tell what share of it is left (for scores, over the range of all maps). "fixed": from 0 to 1 for all.
+            they tell what share of it is left. "fixed": from 0 to 1 for all. For scores, the range of all.
             "each": over the range of each map, which its caption gives.
         region: (top, left, bottom, right) in pixels: look only where windows touch this box. The rest is hatched.
         engine: "auto": compute only what a covered copy changes, which is exact, where the network allows it and it
@@ -118,6 +118,7 @@ class Occlusion(AttributionCallback):
 
     def _options(self, look: Look) -> dict[str, Any]:
         window, stride = self._geometry(look)
+        trainer = look.model.trainer
         return {
             "window": window,
             "stride": stride,
@@ -128,16 +129,15 @@ class Occlusion(AttributionCallback):
             "autocast": None if self.autocast is None else getattr(torch, self.autocast),
             "batch_size": self.batch_size,
             "seed": self.seed,
-            "progress": look.model.trainer.progress_bar_callback is not None,
+            "progress": trainer.progress_bar_callback is not None and trainer.is_global_zero,
             "score": look.score,
         }
 
     def _geometry(self, look: Look) -> tuple[Any, Any]:
         size = look.images.shape[-2:]
         window = self.window or (max(1, size[0] // 4), max(1, size[1] // 4))
-        stride = self.stride or tuple(max(1, w // 2) for w in np.atleast_1d(window).tolist())
-        stride = stride if isinstance(stride, int) or len(stride) == 2 else (stride[0], stride[0])
-        return window, stride
+        pair = (window, window) if isinstance(window, int) else window
+        return window, self.stride or tuple(max(1, w // 2) for w in pair)
 
     def _cover(self, look: Look) -> Tensor | str:
         if self.baseline in ("mean", "blur", "noise"):
@@ -154,7 +154,10 @@ class Occlusion(AttributionCallback):
 def _how(found: functional.OcclusionMap) -> str:
     """How the maps were computed, for the caption."""
     way = "Only what changes was computed" if found.engine == "incremental" else "Computed by full passes"
-    error = "" if found.error is None else f"; mixed precision, up to {found.error:.1%} of the largest effect off"
+    error = ""
+    if found.error is not None:
+        off = f"up to {found.error:.1%} of the largest effect off" if np.isfinite(found.error) else "which overflowed"
+        error = f"; mixed precision, {off}"
     return f"{way} ({found.note}){error}."
 
 

@@ -44,7 +44,7 @@ def in_batches(
             try:
                 done.append(run(indices))
             except RuntimeError as error:
-                if not _out_of_memory(error) or batch_size == 1:
+                if not out_of_memory(error) or batch_size == 1:
                     raise
                 batch_size = max(1, batch_size // 2)
             else:
@@ -52,8 +52,7 @@ def in_batches(
                 bar.update(len(indices))
                 continue
             # Outside the handler, so that the failed pass no longer holds its tensors.
-            if device.type == "cuda":
-                torch.cuda.empty_cache()
+            release_memory(device)
     return torch.cat(done)
 
 
@@ -62,6 +61,13 @@ def fitting(image: Tensor) -> int:
     return max(1, BATCH_ELEMENTS // image.numel())
 
 
-def _out_of_memory(error: RuntimeError) -> bool:
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether an error says that there is no memory left."""
     told = ("can't allocate memory", "out of memory", "CUDNN_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_ALLOC_FAILED")
     return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in told)
+
+
+def release_memory(device: torch.device) -> None:
+    """Gives back what torch keeps of a device's memory without using it."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()

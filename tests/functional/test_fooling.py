@@ -88,9 +88,10 @@ def test_the_recipe_of_the_lecture_step_by_step() -> None:
             (g,) = torch.autograd.grad(scores[targets[i]], pixels)
             colors, made = (colors + 0.225 * g / g.norm()).clamp(0, 1), made + 1
         assert made == found.steps[i] > 0
-        difference = (colors * 255).round() - found.eight_bit[i].float()
-        assert difference.abs().max() <= 1 and (difference != 0).float().mean() < 0.01  # ties in rounding
-        assert abs((colors - start).norm() - found.l2[i]) < 0.1
+        # A pixel at a tie of the rounding goes one way or the other by the processor, and others follow it a little.
+        apart = (colors * 255).round() / 255 - found.eight_bit[i].float() / 255
+        assert apart.norm() < 0.02 * found.l2[i]
+        assert abs((colors - start).norm() - found.l2[i]) < 0.02
     assert_holds(found, images, model, SPACE)
 
 

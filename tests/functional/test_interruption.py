@@ -82,9 +82,12 @@ def test_a_command_that_is_stopped_writes_what_there_is(tmp_path: Path) -> None:
         stderr=subprocess.PIPE,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
-    assert process.stdout is not None and process.stdout.readline() == b"ready\n"
-    process.send_signal(signal.SIGINT)
-    _, told = process.communicate(timeout=60)
+    try:
+        assert process.stdout is not None and process.stdout.readline() == b"ready\n"
+        process.send_signal(signal.SIGINT)
+        _, told = process.communicate(timeout=60)
+    finally:
+        process.kill()
     images, interrupted, steps = torch.load(file, weights_only=True)
     assert process.returncode == 0 and b"Ctrl-C once more" in told
     assert interrupted and 5 <= int(steps) < 10**7 and images.abs().amax(dim=(1, 2, 3)).min() > 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import runpy
 import subprocess
 import sys
 import warnings
@@ -319,35 +320,43 @@ def test_no_image_overwrites_another(tmp_path: Path) -> None:
 
 
 @pytest.mark.ddp
-@pytest.mark.parametrize("kind", ["StyleTransfer", "TextureSynthesis"])
-def test_two_processes_make_what_one_makes(kind: str, tmp_path: Path) -> None:
-    layers = f"content_layers='relu2', style_layers={LAYERS}, size=48"
-    if kind == "TextureSynthesis":
-        layers = f"layers={LAYERS}, source_size=48"
+def test_two_processes_make_what_one_makes(tmp_path: Path) -> None:
     script = f"""
 import sys
 from lightning.pytorch import Trainer
 from lit_viz.modules import StyleTransfer, TextureSynthesis
+given = dict(network="{NETWORK}", weights=None, scales=2, steps=4)
+def make(out, **kwargs):
+    modules = [
+        StyleTransfer(out=out + "/style", content_layers="relu2", style_layers={LAYERS}, size=48, **given),
+        TextureSynthesis(out=out + "/texture", layers={LAYERS}, source_size=48, **given),
+    ]
+    for module in modules:
+        Trainer(max_epochs=-1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+            **kwargs).fit(module)
+        assert int(module.done) == 4
 if __name__ == "__main__":
-    module = {kind}(network="{NETWORK}", weights=None, scales=2, steps=4, out=sys.argv[1], {layers})
-    devices = int(sys.argv[2])
-    Trainer(max_epochs=-1, accelerator="cpu", devices=devices, strategy="ddp" if devices > 1 else "auto", logger=False,
-        enable_checkpointing=False, enable_progress_bar=False).fit(module)
-    assert int(module.done) == 4
+    make(sys.argv[1], devices=2, strategy="ddp")
 """
     (tmp_path / "script.py").write_text(script)
     root = Path(__file__).parents[2]
-    for devices in ("1", "2"):
-        subprocess.run(
-            [sys.executable, str(tmp_path / "script.py"), str(tmp_path / devices), devices],
-            check=True,
-            timeout=240,
-            env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
-            cwd=root,
-        )
-    one, two = (next((tmp_path / devices).glob("*.png")) for devices in ("1", "2"))
-    assert one.name == two.name and one.read_bytes() == two.read_bytes()
-    assert len(list((tmp_path / "2").iterdir())) == 1
+    subprocess.run(
+        [sys.executable, str(tmp_path / "script.py"), str(tmp_path / "two")],
+        check=True,
+        timeout=240,
+        env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
+        cwd=root,
+    )
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        runpy.run_path(str(tmp_path / "script.py"))["make"](str(tmp_path / "one"), devices=1)
+    finally:
+        torch.set_num_threads(threads)
+    for kind in ("style", "texture"):
+        one, two = (next((tmp_path / count / kind).glob("*.png")) for count in ("one", "two"))
+        assert one.name == two.name and one.read_bytes() == two.read_bytes()
+    assert len(list((tmp_path / "two").rglob("*.png"))) == 2
 
 
 @pytest.mark.parametrize(

@@ -39,10 +39,11 @@ class OcclusionMap:
     Attributes:
         heat: (N, rows, columns), the output for each position of the patch; NaN outside of the region asked for.
         whole: (N,), the output for the image as it is.
-        engine: How it was computed: "incremental" or "full".
+        engine: How it was computed: "incremental", or "full": a pass for each position, of the network or, where that
+            is the same, of its steps with batch norms folded.
         note: In words why so, and what it saved.
         error: With `autocast`, the largest difference to the output without it at some positions, as a share of the
-            largest effect that covering has there; else None.
+            largest effect that covering has there, infinite where numbers overflow; else None.
     """
 
     heat: Tensor
@@ -226,18 +227,24 @@ def _error(
     values: Tensor,
     whole: Tensor,
 ) -> float:
-    """Largest difference to full precision at a few positions of each image, as a share of the largest effect."""
+    """Largest difference to the network's own precision at a few positions of each image.
+
+    As a share of the largest effect; infinite where mixed precision gives what is not finite.
+    """
+    if not (values.isfinite().all() and whole.isfinite().all()):
+        return math.inf
     some = torch.linspace(0, len(grid.boxes) - 1, min(5, len(grid.boxes))).round().long().tolist()
     worst = largest = 0.0
-    for i in range(len(images)):
-        which = torch.tensor([i], device=images.device)
-        plain = numbers(run(images[which]), which)
-        for position in some:
-            exact = numbers(run(grid.covered(images[which], cover[which], [position])), which)
-            # What matters is the fall that is drawn, not the level that it falls from.
-            fall = (whole[i] - values[i, position]) - (plain - exact)[0]
-            worst = max(worst, float(fall.abs()))
-        largest = max(largest, float((whole[i] - values[i]).abs().max()))
+    with torch.autocast(images.device.type, enabled=False):  # the run's own, in which a callback looks
+        for i in range(len(images)):
+            which = torch.tensor([i], device=images.device)
+            plain = numbers(run(images[which]), which)
+            for position in some:
+                exact = numbers(run(grid.covered(images[which], cover[which], [position])), which)
+                # What matters is the fall that is drawn, not the level that it falls from.
+                fall = (whole[i] - values[i, position]) - (plain - exact)[0]
+                worst = max(worst, float(fall.abs()))
+            largest = max(largest, float((whole[i] - values[i]).abs().max()))
     return worst / largest if largest else 0.0
 
 

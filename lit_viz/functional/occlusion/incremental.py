@@ -214,7 +214,7 @@ class Bases:
 
     def __init__(self, engine: Incremental, image: Tensor) -> None:
         self._maps: dict[Ref, Tensor] = {INPUT: image.contiguous(memory_format=torch.channels_last)}
-        self._margined: dict[Any, Tensor] = {}
+        self._margined: dict[tuple[Ref, float], tuple[Tensor, tuple[int, int, int, int]]] = {}
         self._finite: dict[Ref, bool] = {}
 
         def keep(ref: Ref, value: Any) -> None:
@@ -233,16 +233,24 @@ class Bases:
             self._finite[ref] = bool(self._maps[ref].isfinite().all())
         return self._finite[ref]
 
-    def map(self, ref: Ref, margins: tuple[int, int, int, int] = (0, 0, 0, 0), fill: float = 0.0) -> Tensor:
-        """A map (H, W, C), with margins (left, right, top, bottom) filled."""
-        key = (ref, margins, fill)
-        if key not in self._margined:
-            if any(margins):
-                self._margined[key] = torch.nn.functional.pad(self.map(ref), (0, 0, *margins), value=fill)
-            else:
-                whole = self._maps[ref]
-                self._margined[key] = whole.reshape(-1, *whole.shape[-2:]).permute(1, 2, 0).contiguous()
-        return self._margined[key]
+    def map(self, ref: Ref) -> Tensor:
+        """A map, (H, W, C)."""
+        whole = self._maps[ref]
+        return whole.reshape(-1, *whole.shape[-2:]).permute(1, 2, 0)
+
+    def margined(self, ref: Ref, margins: tuple[int, int, int, int], fill: float) -> tuple[Tensor, int, int]:
+        """A map (H', W', C), contiguous, with margins of at least (left, right, top, bottom) filled.
+
+        Returns:
+            The map, and how many columns and rows of margin it has at the left and at the top.
+        """
+        found = self._margined.get((ref, fill))
+        if found is None or any(has < asked for has, asked in zip(found[1], margins, strict=True)):
+            # One copy of each, large enough for all who asked.
+            margins = margins if found is None else tuple(map(max, found[1], margins))
+            padded = torch.nn.functional.pad(self.map(ref), (0, 0, *margins), value=fill).contiguous()
+            found = self._margined[ref, fill] = padded, margins
+        return found[0], found[1][0], found[1][2]
 
 
 class Batch:
@@ -320,8 +328,8 @@ class Batch:
         height, width = size_of(self.program, ref)
         bottom = int(place.tops.max()) + (place.height - 1) * place.steps[0] + 1 - height
         right = int(place.lefts.max()) + (place.width - 1) * place.steps[1] + 1 - width
-        left, top = max(0, -int(place.lefts.min())), max(0, -int(place.tops.min()))
-        base = self.bases.map(ref, (left, max(0, right), top, max(0, bottom)), fill)
+        margins = (-int(place.lefts.min()), right, -int(place.tops.min()), bottom)
+        base, left, top = self.bases.margined(ref, tuple(max(0, m) for m in margins), fill)
         return cut(base, Place(place.tops + top, place.lefts + left, place.height, place.width, place.steps))
 
     def lay(self, ref: Ref, over: Tensor, place: Place) -> None:

@@ -124,6 +124,7 @@ def prepared(tape: Tape) -> Program:
             constants[Ref(number, i)] = tensor
     steps = _living(steps, tape.output)
     _fold_batch_norms(steps, tape)
+    _fold_batch_norms_ahead(steps, tape)
     _nest_concatenations(steps)
     steps = _living(steps, tape.output)
     _write_in_place(steps, tape.output)
@@ -150,21 +151,61 @@ def _fold_batch_norms(steps: dict[int, Step], tape: Tape) -> None:
         if step.op not in BATCH_NORMS or not isinstance(step.args[0], Ref) or step.args[0] == INPUT:
             continue
         before = steps[step.args[0].step]
-        image, weight, bias, mean, var, *rest = step.args
-        held = before.args[1:3] if before.op is aten.convolution.default else ()
-        fixed = [t for t in (*held, weight, bias, mean, var) if t is not None]
-        if (
-            before.op is not aten.convolution.default
-            or before.args[6]  # transposed
-            or uses[image.step] > 1
-            or tape.dtype_of(image) not in (torch.float32, torch.float64)  # rounded once more, weights would show it
-            or not all(isinstance(t, Tensor) and t.dtype == tape.dtype_of(image) for t in fixed)
-            or (len(rest) == 3 and rest[0])  # in training mode
-        ):
+        if uses[step.args[0].step] > 1 or not _foldable(step, [before], tape):
             continue
-        steps[number] = replace(
-            before, args=(before.args[0], *_folded(before, step), *before.args[3:]), shapes=before.shapes
-        )
+        scale, shift = _affine(step)
+        steps[number] = replace(before, args=_behind(before, scale, shift))
+
+
+def _fold_batch_norms_ahead(steps: dict[int, Step], tape: Tape) -> None:
+    r"""Puts batch norms before a ReLU into the weights of the convolutions after it, as dense blocks have them.
+
+    Where $s > 0$, $\max(s x + t, 0) = s \max(x, -t/s) + t$; where $s < 0$ a minimum takes the place of the maximum.
+    What is left is one pass over the map instead of two.
+    """
+    readers: dict[Ref, list[int]] = {}
+    for number, step in steps.items():
+        for ref in step.refs:
+            readers.setdefault(ref, []).append(number)
+    for number, norm in list(steps.items()):
+        if norm.op not in BATCH_NORMS or not isinstance(norm.args[0], Ref):
+            continue
+        after = [i for output in range(len(norm.shapes)) for i in readers.get(Ref(number, output), [])]
+        if len(after) != 1 or steps[after[0]].op is not aten.relu.default or after[0] == tape.output.step:
+            continue
+        activation = Ref(after[0])
+        ahead = {i: steps[i] for i in readers.get(activation, [])}
+        padded = any(any(step.args[4]) for step in ahead.values() if step.op is aten.convolution.default)
+        if padded or not ahead or not _foldable(norm, list(ahead.values()), tape):
+            continue  # zeros around the map would become −t / s
+        scale, shift = _affine(norm)
+        bound = (-shift / scale).to(tape.dtype_of(norm.args[0])).reshape(1, -1, 1, 1)
+        if not bound.isfinite().all():
+            continue
+        up = (scale > 0).reshape(bound.shape)
+        if up.all():
+            op, limits = aten.maximum.default, (bound,)
+        else:
+            op = aten.clamp.Tensor
+            limits = bound.masked_fill(~up, -torch.inf), bound.masked_fill(up, torch.inf)
+        steps[after[0]] = replace(steps[after[0]], op=op, args=(norm.args[0], *limits))
+        for i, convolution in ahead.items():
+            steps[i] = replace(convolution, args=_in_front(convolution, scale, shift))
+
+
+def _foldable(norm: Step, convolutions: list[Step], tape: Tape) -> bool:
+    """Whether a batch norm can become part of convolutions."""
+    image, weight, bias, mean, var, *rest = norm.args
+    if any(step.op is not aten.convolution.default or step.args[6] for step in convolutions):  # or transposed ones
+        return False
+    held = [t for step in convolutions for t in step.args[1:3]]
+    fixed = [t for t in (*held, weight, bias, mean, var) if t is not None]
+    dtype = tape.dtype_of(image)
+    return (
+        dtype in (torch.float32, torch.float64)  # rounded once more, weights would show it
+        and all(isinstance(t, Tensor) and t.dtype == dtype for t in fixed)
+        and not (len(rest) == 3 and rest[0])  # in training mode
+    )
 
 
 def _nest_concatenations(steps: dict[int, Step]) -> None:
@@ -194,17 +235,38 @@ def _write_in_place(steps: dict[int, Step], output: Ref) -> None:
             steps[number] = replace(step, op=IN_PLACE[step.op])
 
 
-def _folded(convolution: Step, norm: Step) -> tuple[Tensor, Tensor]:
-    r"""Weights of a convolution that does what convolution and batch norm do.
-
-    $\gamma\,(w * x + b - \mu) / \sqrt{\sigma^2 + \varepsilon} + \beta$, in double precision and rounded once.
-    """
-    weight, bias = convolution.args[1:3]
+def _affine(norm: Step) -> tuple[Tensor, Tensor]:
+    r"""Batch norm as $s x + t$: $s = \gamma / \sqrt{\sigma^2 + \varepsilon}$ and $t = \beta - s \mu$, (C,) float64."""
     gamma, beta, mean, var = norm.args[1:5]
     scale = (var.double() + norm.args[BATCH_NORMS[norm.op]]).rsqrt()
     scale = scale if gamma is None else scale * gamma
-    shift = (-mean.double() if bias is None else bias.double() - mean) * scale
-    shift = shift if beta is None else shift + beta
-    folded = weight.double() * scale.reshape(-1, *[1] * (weight.dim() - 1))
+    shift = -mean.double() * scale
+    return scale, shift if beta is None else shift + beta
+
+
+def _behind(convolution: Step, scale: Tensor, shift: Tensor) -> tuple[Any, ...]:
+    """Arguments of a convolution whose results are scaled and shifted, by channel."""
+    image, weight, bias, *rest = convolution.args
+    shift = shift if bias is None else shift + scale * bias
+    scale = scale.reshape(-1, *[1] * (weight.dim() - 1))
+    return image, _rounded(weight.double() * scale, weight), shift.to(weight.dtype), *rest
+
+
+def _in_front(convolution: Step, scale: Tensor, shift: Tensor) -> tuple[Any, ...]:
+    """Arguments of a convolution without padding for which what it takes is scaled and shifted, by channel."""
+    image, weight, bias, *rest = convolution.args
+    groups = rest[-1]
+
+    def by_output(values: Tensor) -> Tensor:  # those that an output channel's group reads, (O, I / groups, 1, 1)
+        values = values.reshape(groups, -1).repeat_interleave(len(weight) // groups, dim=0)
+        return values.reshape(*values.shape, *[1] * (weight.dim() - 2))
+
+    added = (weight.double() * by_output(shift)).flatten(1).sum(dim=1)
+    added = added if bias is None else added + bias
+    return image, _rounded(weight.double() * by_output(scale), weight), added.to(weight.dtype), *rest
+
+
+def _rounded(weight: Tensor, like: Tensor) -> Tensor:
+    """Weights computed in double precision, in the format and order that convolutions are quick with."""
     order = torch.channels_last if weight.dim() == 4 else torch.contiguous_format
-    return folded.to(weight.dtype).contiguous(memory_format=order), shift.to(weight.dtype)
+    return weight.to(like.dtype).contiguous(memory_format=order)

@@ -152,18 +152,16 @@ class Concatenation(Pointwise):
         return batch.image_order(out)
 
 
-class Convolution(Rule):
-    """Convolution of any stride, dilation and number of groups, with zeros around."""
+class Sliding(Rule):
+    """A kernel that moves over the map, with something around it."""
 
-    def __init__(self, program: Program, number: int, extents: dict[Ref, Extent]) -> None:
-        super().__init__(program, number, extents)
-        _, self.weight, self.bias, stride, padding, dilation, _, _, self.groups = self.step.args
-        self.kernel = tuple(self.weight.shape[2:])
-        self.stride, self.padding, self.dilation = (_pair(v) for v in (stride, padding, dilation))
-        self._slide()
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
 
-    def _slide(self) -> None:
-        """How the kernel moves over the pixels that are read."""
+    def slide(self) -> None:
+        """Settles how the kernel moves over the pixels that are read."""
         self.reads_around = max(*self.kernel, *self.stride) > 1 or max(self.padding) > 0
         # Of a kernel of one pixel, only the pixels that it meets are read.
         self.steps = tuple(s if k == 1 else 1 for s, k in zip(self.stride, self.kernel, strict=True))
@@ -178,12 +176,6 @@ class Convolution(Rule):
     def out_size(self) -> tuple[int, int]:
         """Height and width of the result."""
         return size_of(self.program, Ref(self.number))
-
-    def run(self, batch: Batch, place: Place) -> Tensor:
-        region = self.region(batch, place)
-        return torch.convolution(
-            region, self.weight, self.bias, self.strides, [0, 0], self.dilation, False, [0, 0], self.groups
-        )
 
     def region(self, batch: Batch, place: Place, fill: float = 0.0) -> Tensor:
         """The input that a part of the result needs."""
@@ -203,6 +195,23 @@ class Convolution(Rule):
             steps=self.steps,
         )
 
+
+class Convolution(Sliding):
+    """Convolution of any stride, dilation and number of groups, with zeros around."""
+
+    def __init__(self, program: Program, number: int, extents: dict[Ref, Extent]) -> None:
+        super().__init__(program, number, extents)
+        _, self.weight, self.bias, stride, padding, dilation, _, _, self.groups = self.step.args
+        self.kernel = tuple(self.weight.shape[2:])
+        self.stride, self.padding, self.dilation = (_pair(v) for v in (stride, padding, dilation))
+        self.slide()
+
+    def run(self, batch: Batch, place: Place) -> Tensor:
+        region = self.region(batch, place)
+        return torch.convolution(
+            region, self.weight, self.bias, self.strides, [0, 0], self.dilation, False, [0, 0], self.groups
+        )
+
     def cost(self) -> float:
         out, inner = self.weight.shape[:2]
         around = math.prod(self.steps if max(self.kernel) == 1 else self.strides) * int(self.reads_around)
@@ -210,11 +219,11 @@ class Convolution(Rule):
         return out * inner * math.prod(self.kernel) + ELEMENT * moved
 
 
-class Pooling(Convolution):
+class Pooling(Sliding):
     """Maxima or means in sliding windows, also of incomplete ones (`ceil_mode`) and without the zeros around."""
 
     def __init__(self, program: Program, number: int, extents: dict[Ref, Extent]) -> None:
-        Rule.__init__(self, program, number, extents)
+        super().__init__(program, number, extents)
         self.maximum = self.step.op is aten.max_pool2d_with_indices.default
         defaults = ([], [0, 0], [1, 1], False) if self.maximum else ([], [0, 0], False, True, None)
         _, kernel, *given = self.step.args
@@ -222,7 +231,7 @@ class Pooling(Convolution):
         self.kernel, self.padding = _pair(kernel), _pair(padding)
         self.stride = _pair(stride) if stride else self.kernel
         self.dilation = _pair(rest[0]) if self.maximum else (1, 1)
-        self._slide()
+        self.slide()
         self.share = None if self.maximum else self._shares(*rest)
 
     def _shares(self, ceil_mode: bool, count_padding: bool, divisor: int | None) -> Tensor | None:
@@ -330,7 +339,7 @@ def rule_for(program: Program, number: int, extents: dict[Ref, Extent]) -> Rule 
             return Identity(program, number, extents)
         axes = sorted(axis % 4 for axis in step.args[1]) if step.op is aten.mean.dim else []
         whole = axes == [2, 3] or (step.op is not aten.mean.dim and list(step.args[1]) == [1, 1])
-        return Mean(program, number, extents) if whole and _output_only(step) else None
+        return Mean(program, number, extents) if whole and _keeps_dtype(step) else None
     if packet is aten.cat:
         axis = step.args[1] if len(step.args) > 1 else 0
         same = all(isinstance(part, Ref) for part in step.args[0]) and len(before) == 3
@@ -375,7 +384,7 @@ def _trains(step: Step) -> bool:
     return BATCH_NORMS[step.op] == 7 and bool(step.args[5])
 
 
-def _output_only(step: Step) -> bool:
+def _keeps_dtype(step: Step) -> bool:
     return step.kwargs.get("dtype") is None
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -84,13 +84,14 @@ class Tape:
         output: What the network returns.
         shape: Of the batch of images, (N, C, H, W).
         dtype: Of the images.
+        device: Likewise.
     """
 
     steps: list[Step]
     output: Ref
     shape: tuple[Any, ...]
     dtype: torch.dtype
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    device: torch.device
 
     def per_image(self, ref: Ref) -> tuple[int, ...] | None:
         """Shape of a result without the batch, or None where its first dimension is not the batch."""

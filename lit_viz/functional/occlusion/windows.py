@@ -28,11 +28,6 @@ class Place:
     width: int
     steps: tuple[int, int] = (1, 1)
 
-    @property
-    def count(self) -> int:
-        """How many windows, R · L."""
-        return len(self.tops) * len(self.lefts)
-
     def covers(self, height: int, width: int) -> bool:
         """Whether each window is the whole map."""
         return self.height == height and self.width == width

@@ -40,8 +40,9 @@ def total_variation(images: Tensor, *, beta: float = 2.0) -> Tensor:
     if beta == 2:
         return across.flatten(1).sum(dim=1) + down.flatten(1).sum(dim=1)
     squares = F.pad(across, (0, 1, 0, 0)) + F.pad(down, (0, 0, 0, 1))
-    # The root has no gradient at 0, where flat images are.
-    return ((squares + 1e-8) ** (beta / 2) - 1e-8 ** (beta / 2)).flatten(1).sum(dim=1)
+    # The root has no gradient at 0, where flat images are: softened there, and exactly nothing where nothing differs.
+    softened = (squares + 1e-8) ** (beta / 2) - 1e-8 ** (beta / 2)
+    return softened.where(squares > 0, 0).flatten(1).sum(dim=1)
 
 
 def p_norm(images: Tensor, *, p: float = 2.0) -> Tensor:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +19,7 @@ from torch.nn import functional as F
 from lit_viz.errors import UsageError
 from lit_viz.functional.occlusion import occlusion, occlusion_map
 from lit_viz.functional.occlusion.grid import Grid
-from lit_viz.functional.occlusion.incremental import Incremental
+from lit_viz.functional.occlusion.incremental import Batch, Incremental
 from lit_viz.functional.occlusion.program import BATCH_NORMS, prepared
 from lit_viz.functional.occlusion.tape import Untraceable, trace
 
@@ -292,6 +294,28 @@ class CountsCalls(nn.Module):
         return x.mean((2, 3)) * self.calls
 
 
+class WritesLater(nn.Module):
+    """Changes a constant between two uses of it, through views; and a class that can never be."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv(x).relu().mean((2, 3))
+        t = torch.ones(8, dtype=h.dtype)
+        t.mul_(2)
+        a = h + t.view(1, -1)
+        t.mul_(100)
+        h = a * t.view(1, -1)
+        return torch.cat([h, torch.full_like(h[:, :1], -math.inf)], 1)
+
+
+class Masked(nn.Module):
+    def forward(self, scores: Tensor) -> Tensor:
+        return torch.cat([scores, torch.full_like(scores[:, :1], -math.inf)], 1)
+
+
 class Rereads(nn.Module):
     """Looks at one pixel and decides, each time in another way past the operations of torch."""
 
@@ -420,6 +444,40 @@ def test_norms_are_not_folded_where_weights_are_coarse() -> None:
         assert sum(step.op in BATCH_NORMS for step in program.steps.values()) == steps
 
 
+class Ahead(nn.Module):
+    """Batch norm and ReLU before convolutions, as in dense blocks."""
+
+    def __init__(self, signs: list[float], padding: int) -> None:
+        super().__init__()
+        torch.manual_seed(6)
+        self.stem, self.norm = nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.one, self.two = nn.Conv2d(4, 6, 1, groups=2), nn.Conv2d(4, 6, 1, padding=padding, bias=False)
+        self.norm.weight.data, self.norm.bias.data = torch.tensor(signs), torch.randn(4)
+        self.norm.running_mean.normal_(), self.norm.running_var.uniform_(0.5, 2.0)
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        y = self.norm(x).relu()
+        return torch.cat([self.one(y).mean((2, 3)), self.two(y).amax((2, 3)), x.mean((2, 3))], dim=1)
+
+
+@pytest.mark.parametrize(
+    ("signs", "padding", "op"),
+    [
+        ([0.5, 1.0, 2.0, 1.5], 0, torch.ops.aten.maximum.default),
+        ([0.5, -1.0, 2.0, -1.5], 0, torch.ops.aten.clamp.Tensor),
+        ([0.5, 0.0, 2.0, 1.5], 0, torch.ops.aten.relu_.default),  # no bound for a channel that is constant
+        ([0.5, 1.0, 2.0, 1.5], 1, torch.ops.aten.relu_.default),  # zeros around the map are no normalised values
+    ],
+)
+def test_norms_ahead_of_convolutions_are_folded(signs: list[float], padding: int, op: Any) -> None:
+    model, x = Ahead(signs, padding).double(), images(2, 3, 20, 24)
+    ops = [step.op for step in prepared(trace(model, x[:1], x[:1].flip(3))).steps.values()]
+    assert ops.count(op) == 1 and any(o in BATCH_NORMS for o in ops) == (op is torch.ops.aten.relu_.default)
+    assert_same(*both(model, x, torch.zeros_like(x), (6, 5), (3, 4)), 1e-10)
+
+
 @pytest.mark.parametrize("model", [Decides(), Draws(), Peeks(), WritesIntoSlices()])
 def test_what_cannot_be_followed_gets_full_passes_and_a_reason(
     model: nn.Module, caplog: pytest.LogCaptureFixture
@@ -434,9 +492,65 @@ def test_what_cannot_be_followed_gets_full_passes_and_a_reason(
         occlusion(model, x, 1, window=4, stride=2, engine="incremental")
 
 
-def test_a_network_that_counts_its_calls_is_found_out() -> None:
-    found = occlusion_map(CountsCalls(), images(1, 3, 24, 24), 1, window=4, stride=2, output="score")
-    assert found.engine == "full"
+@pytest.mark.parametrize("calls", range(4))
+def test_a_network_that_counts_its_calls_is_found_out(calls: int) -> None:
+    """Also where the number of its calls is by chance that of the images."""
+    model = CountsCalls()
+    model.calls = calls
+    found = occlusion_map(model, images(1, 3, 24, 24), 1, window=4, stride=2, output="score")
+    assert found.engine == "full" and "can't be followed" in found.note
+
+
+def test_steps_that_give_other_scores_are_found_out_beside_a_class_that_is_masked() -> None:
+    model, x = WritesLater().double(), images(1, 3, 24, 24)
+    found = occlusion_map(model, x, 1, window=4, stride=2, output="score")
+    assert found.engine == "full" and "other scores than itself" in found.note
+    expected = occlusion(model, x, 1, window=4, stride=2, output="score", engine="full")
+    assert torch.allclose(found.heat, expected, rtol=1e-9)
+    # The mask by itself is no reason against windows.
+    masked = nn.Sequential(Branches(), Masked()).double()
+    found = occlusion_map(masked, x, 1, window=4, stride=2, output="score", engine="incremental")
+    assert torch.allclose(
+        found.heat, occlusion(masked, x, 1, window=4, stride=2, output="score", engine="full"), rtol=1e-9
+    )
+
+
+def test_batches_of_windows_shrink_when_memory_runs_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = Branches().double(), images(2, 3, 48, 48)
+    given = dict(window=8, stride=4, output="score")
+    expected = occlusion_map(model, x, 3, engine="full", **given).heat
+    run, sizes = Batch.run, []
+
+    def scarce(self: Batch) -> Tensor:
+        sizes.append(self.count)
+        if self.count > 16:
+            raise torch.OutOfMemoryError("out of memory")
+        return run(self)
+
+    monkeypatch.setattr(Batch, "run", scarce)
+    found = occlusion_map(model, x, 3, engine="incremental", **given)
+    assert torch.allclose(found.heat, expected, rtol=1e-9)
+    assert max(sizes) > 16 >= sizes[-1]
+
+
+@pytest.mark.parametrize("engine", ["incremental", "full"])
+def test_mixed_precision_that_overflows_is_told(engine: Any) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    with torch.no_grad():
+        model[0].weight.mul_(3e5)
+    x = images(1, 3, 24, 24).float()
+    found = occlusion_map(model, x, 1, window=4, stride=2, output="score", autocast=torch.float16, engine=engine)
+    assert not found.heat.isfinite().all() and found.error == math.inf
+
+
+def test_the_error_of_mixed_precision_is_that_to_the_weights_own(network: Network) -> None:
+    """Also where the run itself has mixed precision, which a callback looks in."""
+    model, x = network("squeezenet1_1"), images(1, 3, 64, 64).float()
+    given = dict(window=16, stride=8, output="score", autocast=torch.bfloat16, engine="full")
+    alone = occlusion_map(model, x, 3, **given).error
+    with torch.autocast("cpu", torch.bfloat16):
+        within = occlusion_map(model, x, 3, **given).error
+    assert alone == within > 0
 
 
 def test_squeeze_and_excitation_gets_full_passes_with_folded_norms(network: Network) -> None:
