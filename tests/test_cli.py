@@ -23,7 +23,8 @@ from lit_viz.callbacks import (
 from lit_viz.cli import LitVizCLI, main
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-SMALL = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=2", "--trainer.limit_val_batches=2"]
+FEW = ["--trainer.limit_val_batches=2"]
+SMALL = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=2", *FEW]
 QUIET = ["--trainer.enable_progress_bar=false"]
 
 
@@ -44,7 +45,7 @@ def test_quickstart_trains_logs_and_says_how_to_look(
 
     # The checkpoint it left is looked at by the same configuration.
     (checkpoint,) = (tmp_path / "runs").rglob("*.ckpt")
-    main(["validate", "--config", str(CONFIGS / "quickstart.yaml"), "--ckpt_path", str(checkpoint), *QUIET])
+    main(["validate", "--config", str(CONFIGS / "quickstart.yaml"), "--ckpt_path", str(checkpoint), *FEW, *QUIET])
     assert "saliency/probe" in capsys.readouterr().out
 
     # It tells its network, and the configuration beside it classes, normalisation and size.
@@ -262,7 +263,8 @@ def test_a_budget_for_all_that_have_none_of_their_own(tmp_path: Path, monkeypatc
     main(run)
     saved = tmp_path / "runs" / "quickstart" / "version_0" / "config.yaml"
     assert yaml.safe_load(saved.read_text())["budget"] == 0.05
-    for cli in (LitVizCLI(args=["fit", "--config", str(saved)]), parsed(*QUICKSTART, "--budget=0.05", *own)):
+    again = LitVizCLI(args=["fit", "--config", str(saved), "--trainer.max_epochs=0"])
+    for cli in (again, parsed(*QUICKSTART, "--budget=0.05", *own)):
         *others, last = (c.budget for c in cli.trainer.callbacks if isinstance(c, VisualizationCallback))
         assert len(others) == 5 and all(budget is others[0] for budget in others), "one account for all"
         assert (others[0].share, last.share) == (0.05, 0.2)

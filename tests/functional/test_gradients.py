@@ -54,9 +54,11 @@ def test_input_x_gradient_and_integrated_gradients_equal_captum(name: str, netwo
     torch.testing.assert_close(error, (delta / change).abs(), rtol=1e-3, atol=1e-4)
 
 
+# The gradient at each copy is what `test_input_x_gradient_...` compares on all networks; that copies are drawn, added
+# and averaged as they should is no matter of the network.
 @pytest.mark.parametrize(
     ("name", "statistic", "absolute"),
-    [(name, "mean", False) for name in NAMES]
+    [(name, "mean", False) for name in ("resnet18", "squeezenet1_1", "mobilenet_v3_small", "vit")]
     + [("resnet18", statistic, absolute) for statistic in ("square", "variance") for absolute in (False, True)],
 )
 def test_smooth_grad_equals_captum_with_the_same_noise(
@@ -203,7 +205,7 @@ def test_bad_input(function: Any, arguments: dict[str, Any], words: str) -> None
 
 @pytest.mark.parametrize("function", [smooth_grad, integrated_gradients, input_x_gradient])
 def test_circumstances(function: Any, network: Network) -> None:
-    model, x, target = network("resnet18"), images(3, 3, 72, 64), torch.tensor([3, 11, 0])
+    model, x, target = network("resnet18"), images(2, 3, 40, 32), torch.tensor([3, 11])
     expected = function(model, x, target)
     with torch.inference_mode():
         assert torch.equal(function(model, x, target), expected)
@@ -218,6 +220,6 @@ def test_circumstances(function: Any, network: Network) -> None:
         assert relative(rough, plain * x) < 1e-5
     else:  # sums of many gradients lose little by rounding
         assert torch.nn.functional.cosine_similarity(rough.flatten(1), expected.flatten(1)).min() > 0.95
-    many = images(64, 3, 12, 10)
+    many = images(16, 3, 12, 10)
     each = torch.cat([function(small(), one[None], 3) for one in many])
     torch.testing.assert_close(function(small(), many, 3), each, rtol=1e-4, atol=1e-6)

@@ -21,7 +21,7 @@ from tests.composites import composites
 
 def test_maps_point_at_the_object(network: Callable[[str], nn.Module]) -> None:
     """More than twice as often as chance, which is the object's share of the image; raw gradients 1.5 times."""
-    model, cards = network("efficientnet_lite0"), composites(24, seed=7)
+    model, cards = network("efficientnet_lite0"), composites(12, seed=7)
     images = (cards.images - 127 / 255) / (128 / 255)
     with torch.no_grad():
         predicted = model(images).argmax(1)
@@ -41,5 +41,5 @@ def test_maps_point_at_the_object(network: Callable[[str], nn.Module]) -> None:
         assert hits > times * chance, f"{name}: {hits:.2f} of the maxima on objects that cover {chance:.2f}"
         assert energy_inside(heat, cards.masks).nanmean() > 1.2 * chance, name
     # Nothing of the network in it: chance.
-    noise = torch.rand(24, 224, 224, generator=torch.Generator().manual_seed(0))
+    noise = torch.rand(12, 224, 224, generator=torch.Generator().manual_seed(0))
     assert abs(energy_inside(noise, cards.masks).mean() - chance) < 0.02

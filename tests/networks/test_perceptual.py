@@ -16,6 +16,15 @@ from lit_viz.errors import UsageError
 from lit_viz.networks.perceptual import PerceptualNetwork
 from lit_viz.pixels import PixelSpace, usual_pixel_space
 
+TINY = "tests.tiny_vgg.tiny_vgg"
+
+
+@pytest.fixture(autouse=True)
+def _classifiers_start_anyhow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """VGG has 120 million weights behind its convolutions: nothing here reads them, so that no time goes into them."""
+    monkeypatch.setattr(nn.Linear, "reset_parameters", lambda self: None)
+    monkeypatch.setattr(nn.init, "normal_", lambda tensor, *args, **kwargs: tensor)  # convolutions have kaiming_normal_
+
 
 def colors(count: int = 1, side: int = 64) -> Tensor:
     photograph = torch.from_numpy(np.array(data.chelsea())).permute(2, 0, 1).float() / 255
@@ -38,7 +47,7 @@ def test_features_are_those_of_the_papers_layers() -> None:
 
 
 def test_in_place_layers_change_nothing_that_is_read() -> None:
-    network = PerceptualNetwork(["conv1_1", "relu1_1"], "vgg11", weights=None)
+    network = PerceptualNetwork(["conv1_1", "relu1_1"], TINY, weights=None)
     found = network(colors())
     assert (found["conv1_1"] < 0).any() and torch.equal(found["conv1_1"].relu(), found["relu1_1"])
 
@@ -58,8 +67,8 @@ def test_any_network_serves(name: str) -> None:
 
 
 def test_what_lies_behind_is_not_run_nor_kept() -> None:
-    network = PerceptualNetwork(["relu1_1"], "vgg11", weights=None)
-    assert sum(p.numel() for p in network.module.parameters()) == 64 * 3 * 9 + 64
+    network = PerceptualNetwork(["relu1_1"], TINY, weights=None)
+    assert sum(p.numel() for p in network.module.parameters()) == 8 * 3 * 9 + 8
     ran = []
     module = tv.resnet18(weights=None)
     module.layer3.register_forward_hook(lambda *_: ran.append(1))
@@ -71,7 +80,7 @@ def test_what_lies_behind_is_not_run_nor_kept() -> None:
 
 
 def test_its_weights_are_in_no_checkpoint_and_no_optimizer() -> None:
-    whole = nn.ModuleDict({"own": nn.Conv2d(3, 3, 1), "loss": PerceptualNetwork("relu1_1", "vgg11", weights=None)})
+    whole = nn.ModuleDict({"own": nn.Conv2d(3, 3, 1), "loss": PerceptualNetwork("relu1_1", TINY, weights=None)})
     assert list(whole.state_dict()) == ["own.weight", "own.bias"] and len(list(whole.parameters())) == 2
     loss = whole.train()["loss"]
     assert not any(m.training for m in loss.module.modules())
@@ -82,7 +91,7 @@ def test_its_weights_are_in_no_checkpoint_and_no_optimizer() -> None:
 
 
 def test_a_gradient_reaches_the_image_alone() -> None:
-    network, image = PerceptualNetwork("relu2_1", "vgg11", weights=None), colors().requires_grad_()
+    network, image = PerceptualNetwork("relu2_1", TINY, weights=None), colors().requires_grad_()
     network(image)["relu2_1"].sum().backward()
     assert image.grad is not None and image.grad.abs().max() > 0
     assert all(p.grad is None and not p.requires_grad for p in network.module.parameters())
@@ -90,11 +99,11 @@ def test_a_gradient_reaches_the_image_alone() -> None:
 
 def test_average_pooling_takes_the_place_of_max_pooling() -> None:
     layers = ["relu1_1", "pool1"]
-    network = PerceptualNetwork(layers, "vgg11", weights=None, pooling="average")
+    network = PerceptualNetwork(layers, TINY, weights=None, pooling="average")
     found = network(colors())
     torch.testing.assert_close(found["pool1"], nn.functional.avg_pool2d(found["relu1_1"], 2))
     with pytest.raises(UsageError, match="pooling is"):
-        PerceptualNetwork(layers, "vgg11", weights=None, pooling="mean")  # type: ignore[arg-type]
+        PerceptualNetwork(layers, TINY, weights=None, pooling="mean")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("name", "layers"), [("vgg11", ["conv1_1", "conv3_2"]), ("resnet18", ["layer2.0.conv1"])])
@@ -104,7 +113,7 @@ def test_random_weights_pass_on_what_they_see(name: str, layers: list[str]) -> N
         before = torch.get_rng_state()
         network = PerceptualNetwork(layers, name, weights=None)
         assert torch.equal(before, torch.get_rng_state())
-    for values in network(colors(16, 128)).values():
+    for values in network(colors(8, 96)).values():
         values = values.transpose(0, 1).flatten(1)
         # These are no photographs that it was scaled by, or only in part.
         assert 0.3 < values.std(dim=1).median() < 2 and values.mean(dim=1).abs().median() < 1
@@ -133,7 +142,7 @@ def test_normalisation_is_inside() -> None:
 
 def test_unknown_layers_and_networks_are_told() -> None:
     with pytest.raises(UsageError, match="no layer 'relu1_2'"):
-        PerceptualNetwork("relu1_2", "vgg11", weights=None)
+        PerceptualNetwork("relu1_2", TINY, weights=None)
     with pytest.raises(UsageError, match="at least one layer"):
         PerceptualNetwork([], "vgg11", weights=None)
     with pytest.raises(UsageError, match="unknown network"):
