@@ -201,6 +201,7 @@ def occlusion_map(
             found = occluded_scores(
                 run,
                 images,
+                full,
                 cover,
                 grid,
                 numbers,

@@ -35,6 +35,13 @@ OVERHEAD = 8e6
 MOST_TOGETHER = 128
 """Positions in a batch."""
 
+LARGEST_MAP = 24 * 2**20
+"""Bytes of a batch's largest map on a CPU.
+
+glibc's allocator uses memory of up to 32 MiB again; larger pieces come from the system each time, as new pages, which
+costs as much as a pass over them.
+"""
+
 
 class Incremental:
     """A network prepared for covered copies of images of one size.
@@ -143,8 +150,12 @@ class Incremental:
             if shape is not None and step.depends:
                 area = math.prod(sizes[ref]) * channels(self.program, ref) if ref in sizes else math.prod(shape)
                 largest = max(largest, area)
+        each = largest * self.program.tape.dtype.itemsize
         # A step holds its input, cut out and as it was, and its result.
-        return max(1, min(self.together, int(self.memory / (4 * largest * self.program.tape.dtype.itemsize))))
+        most = self.memory / (4 * each)
+        if self.program.tape.device.type == "cpu":
+            most = min(most, LARGEST_MAP / each)
+        return max(1, min(self.together, int(most)))
 
     def _sizes(self, rows: np.ndarray, columns: np.ndarray) -> dict[Ref, tuple[int, int]]:
         """Height and width of each result's windows for a group of positions."""
