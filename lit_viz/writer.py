@@ -19,12 +19,11 @@ from PIL import Image
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch import Tensor
 
-from lit_viz.write_behind import Done
-
 # A DataLoader may fork while another thread writes: a lock that its first import holds would stay locked in the worker.
 Image.preinit()
 
 Task = Callable[[], Any]
+Done = Callable[[float, Exception | None], None]
 Submit = Callable[[Task, int, Done], None]
 
 FLUSH_SECONDS = 10.0

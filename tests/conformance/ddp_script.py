@@ -122,7 +122,7 @@ def main(folder: Path) -> None:
         except (ZeroDivisionError, RuntimeError) as error:
             report[f"{cls.__name__}.{place} raises"] = type(error).__name__
     # Clocks differ, and with them what each rank would leave out; all leave out the same.
-    account = OwnBudget(0.4, rank)
+    account = OwnBudget(0.6, rank)
     saliency = Saliency(every_n_steps=1, budget=account, on_error="raise")
     filters = Filters(every_n_steps=1, budget=account)
     neighbors = NearestNeighbors(k=3, num_images=3, budget=account, on_error="raise")
