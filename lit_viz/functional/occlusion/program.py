@@ -128,11 +128,16 @@ def prepared(tape: Tape) -> Program:
     _nest_concatenations(steps)
     steps = _living(steps, tape.output)
     _write_in_place(steps, tape.output)
+    return Program(tape, steps, _readers(steps))
+
+
+def _readers(steps: dict[int, Step]) -> dict[Ref, list[int]]:
+    """The steps that read each result, in order."""
     readers: dict[Ref, list[int]] = {}
     for number, step in steps.items():
         for ref in dict.fromkeys(step.refs):
             readers.setdefault(ref, []).append(number)
-    return Program(tape, steps, readers)
+    return readers
 
 
 def _living(steps: dict[int, Step], output: Ref) -> dict[int, Step]:
@@ -163,10 +168,7 @@ def _fold_batch_norms_ahead(steps: dict[int, Step], tape: Tape) -> None:
     Where $s > 0$, $\max(s x + t, 0) = s \max(x, -t/s) + t$; where $s < 0$ a minimum takes the place of the maximum.
     What is left is one pass over the map instead of two.
     """
-    readers: dict[Ref, list[int]] = {}
-    for number, step in steps.items():
-        for ref in step.refs:
-            readers.setdefault(ref, []).append(number)
+    readers = _readers(steps)
     for number, norm in list(steps.items()):
         if norm.op not in BATCH_NORMS or not isinstance(norm.args[0], Ref):
             continue
