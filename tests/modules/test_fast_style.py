@@ -276,7 +276,7 @@ def test_one_pass_is_worth_many_iterations_and_no_control_is() -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(
-    not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="this processor emulates bfloat16, which takes 20 minutes"
+    not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="this processor emulates bfloat16: a quarter of an hour"
 )
 def test_16_bits_learn_the_same() -> None:
     curves = [
