@@ -1,7 +1,7 @@
-"""What looking costs: ratios of wall time with callbacks to wall time without, alternating in one process.
+"""What looking costs: ratios of wall time with callbacks to wall time without, alternating.
 
-    python benchmarks/overhead.py                 # all, about a quarter of an hour on two cores
-    python benchmarks/overhead.py --only patches  # a minute
+    python benchmarks/overhead.py                 # all, about half an hour on two cores
+    python benchmarks/overhead.py --only patches  # some minutes
     python benchmarks/overhead.py --only writing --epochs 2
 
 Absolute times say little on a shared machine; ratios of alternating runs do. Medians of the repeats are printed, and
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import platform
 import statistics
 import tempfile
@@ -27,6 +28,7 @@ import torchvision
 from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.data import DataLoader, TensorDataset
+from turns import by_turns, own_folder, ready
 
 from lit_viz.callbacks import MaxActivatingPatches, VisualizationCallback
 from lit_viz.cli import LitVizCLI
@@ -51,23 +53,31 @@ def row(name: str, with_callbacks: list[float], without: list[float]) -> str:
 
 def quickstart(epochs: int | None, repeats: int) -> list[str]:
     """The quickstart without callbacks, as it is, and with a budget: wall time of `fit`, the last picture written."""
-    ways: dict[str, tuple[bool, float | None]] = {
+    ways = {
         "without": (False, None),
         "quickstart: five callbacks, training time": (True, None),
         f"the same with budget: {BUDGET}": (True, BUDGET),
     }
+    calls = {name: f"one_quickstart({epochs}, {looking}, {budget})" for name, (looking, budget) in ways.items()}
     times: dict[str, list[float]] = {name: [] for name in ways}
-    for repeat in range(repeats + 1):
-        for name, (looking, budget) in ways.items():
-            # The first round warms the process up: its first run is up to a third slower than all others.
-            seconds = quickstart_seconds(epochs if repeat else 1, looking, budget)
-            if repeat:
-                times[name].append(seconds)
+    for _ in range(repeats):
+        for name, seconds in by_turns(calls, "overhead").items():
+            times[name].append(seconds)
     without = times.pop("without")
     return [row(name, seconds, without) for name, seconds in times.items()]
 
 
-def quickstart_seconds(epochs: int | None, looking: bool = True, budget: float | None = None) -> float:
+def one_quickstart(epochs: int | None, looking: bool, budget: float | None) -> None:
+    """One run of the quickstart, by turns with others."""
+    quiet()
+    quickstart_seconds(1, looking, budget)  # the first run of a process is up to a third slower than all others
+    quickstart_seconds(epochs, looking, budget, in_turn=True)
+    os._exit(0)  # shutting down isn't timed
+
+
+def quickstart_seconds(
+    epochs: int | None, looking: bool = True, budget: float | None = None, *, in_turn: bool = False
+) -> float:
     """One run of the quickstart, the last picture written."""
     with tempfile.TemporaryDirectory() as folder:
         args = ["--config", str(QUICKSTART), "--trainer.enable_progress_bar=false"]
@@ -77,9 +87,13 @@ def quickstart_seconds(epochs: int | None, looking: bool = True, budget: float |
         args += [] if budget is None else [f"--budget={budget}"]
         cli = LitVizCLI(args=args, run=False)
         assert looking == any(isinstance(c, VisualizationCallback) for c in cli.trainer.callbacks)
-        started = time.perf_counter()
+        clock = ready() if in_turn else time.perf_counter
+        for callback in cli.trainer.callbacks:
+            if isinstance(callback, VisualizationCallback) and callback.budget is not None:
+                callback.budget.clock = clock
+        started = clock()
         cli.trainer.fit(cli.model, cli.datamodule)
-        return time.perf_counter() - started
+        return clock() - started
 
 
 def writing(epochs: int | None, repeats: int) -> list[str]:
@@ -122,60 +136,74 @@ def writing(epochs: int | None, repeats: int) -> list[str]:
     return lines
 
 
-class Stopwatch(Callback):
-    """Time of the validation pass alone, from its first batch to the last."""
+class PassAlone(Callback):
+    """Times the validation pass from its first batch to its last, and nothing else."""
 
     def on_validation_batch_start(self, trainer: Trainer, module: Any, batch: Any, batch_idx: int, *_: Any) -> None:
         if batch_idx == 0:
-            self.started = time.perf_counter()
+            ready()
 
     def on_validation_epoch_end(self, *args: Any) -> None:
-        self.seconds = time.perf_counter() - self.started
+        os._exit(0)
 
 
 def patches(size: int, batches: int, batch_size: int, repeats: int) -> list[str]:
     """All channels of all convolutions of resnet18 over a validation pass."""
+    ways = {(looking, whole) for looking in (False, True) for whole in (False, True)}
+    calls = {way: f"one_validation({size}, {batches}, {batch_size}, *{way})" for way in sorted(ways)}
+    times: dict[tuple[bool, bool], list[float]] = {way: [] for way in calls}
+    for _ in range(repeats):
+        for way, seconds in by_turns(calls, "overhead").items():
+            times[way].append(seconds)
+    name = f"patches of all convolutions of resnet18, {size} px, {batches * batch_size} images"
+    return [
+        row(f"{name}: {what}", times[True, whole], times[False, whole])
+        for whole, what in ((False, "the pass"), (True, "with set-up and drawing"))
+    ]
+
+
+def one_validation(size: int, batches: int, batch_size: int, looking: bool, whole: bool) -> None:
+    """One validation pass, by turns with others."""
+    quiet()
     seed_everything(0, verbose=False)
     module = ImageClassifier(model="resnet18", num_classes=10)
-    layers = list(convolutions(module))
-    data = TensorDataset(torch.randn(batches * batch_size, 3, size, size), torch.zeros(batches * batch_size).long())
-    times: dict[bool, list[float]] = {True: [], False: []}
-    whole: dict[bool, list[float]] = {True: [], False: []}
-    for _ in range(repeats):
-        for looking in (False, True):
-            watch = Stopwatch()
-            callbacks = [watch, MaxActivatingPatches(layers, on_error="raise")] if looking else [watch]
-            with tempfile.TemporaryDirectory() as folder:
-                trainer = Trainer(
-                    accelerator="cpu",
-                    callbacks=callbacks,
-                    logger=TensorBoardLogger(folder) if looking else False,
-                    enable_progress_bar=False,
-                    enable_model_summary=False,
-                )
-                started = time.perf_counter()
-                trainer.validate(module, DataLoader(data, batch_size), verbose=False)
-                whole[looking].append(time.perf_counter() - started)
-            times[looking].append(watch.seconds)
-    name = f"patches of all {len(layers)} convolutions of resnet18, {size} px, {len(data)} images"
-    return [
-        row(f"{name}: the pass", times[True], times[False]),
-        row(f"{name}: with set-up and drawing", whole[True], whole[False]),
-    ]
+    count = batches * batch_size
+    data = TensorDataset(torch.randn(count, 3, size, size), torch.zeros(count).long())
+    with torch.no_grad():
+        for _ in range(3):
+            module(data.tensors[0][:batch_size])
+    callbacks: list[Callback] = [] if whole else [PassAlone()]
+    if looking:
+        callbacks.append(MaxActivatingPatches(list(convolutions(module)), on_error="raise"))
+    trainer = Trainer(
+        accelerator="cpu",
+        callbacks=callbacks,
+        logger=TensorBoardLogger(str(own_folder())) if looking else False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    if whole:
+        ready()
+    trainer.validate(module, DataLoader(data, batch_size), verbose=False)
+    os._exit(0)  # shutting down isn't timed
+
+
+def quiet() -> None:
+    """Nothing but the tables."""
+    warnings.filterwarnings("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=["quickstart", "patches", "writing"])
     parser.add_argument("--epochs", type=int, help="shorten the quickstart")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=2)
     args = parser.parse_args()
-    warnings.filterwarnings("ignore")
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    quiet()
     lines = []
     if args.only in (None, "patches"):
-        patches(32, 2, 64, 1)  # warm-up
-        lines += patches(224, 8, 32, args.repeats) + patches(32, 40, 64, args.repeats)
+        lines += patches(224, 24, 32, args.repeats) + patches(32, 120, 64, args.repeats)
     if args.only in (None, "quickstart"):
         lines += quickstart(args.epochs, args.repeats)
     print(f"\n{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, ", end="")

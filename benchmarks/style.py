@@ -204,7 +204,7 @@ def compared(name: str, plain: Run, ours: Run, repeats: int) -> None:
     pairs = [(seconds(plain), seconds(ours)) for _ in range(repeats)]
     ratios = [a / b for a, b in pairs]
     a, b = (statistics.median(times) for times in zip(*pairs, strict=True))
-    print(f"{name:<42} {a:8.3f} s {b:8.3f} s {a / b:6.2f} × ({min(ratios):.2f}–{max(ratios):.2f})", flush=True)
+    print(f"| {name} | {a:.3f} s | {b:.3f} s | {a / b:.2f} | {min(ratios):.2f} to {max(ratios):.2f} |", flush=True)
 
 
 def flags() -> str:
@@ -236,9 +236,9 @@ def main() -> None:
     torch.set_num_threads(given.threads)
     warnings.simplefilter("ignore")
     torch.manual_seed(0)
-    print(f"{processor()}, {given.threads} threads; bfloat16: {flags()}; torch {torch.__version__}")
-    print(f"ours: {given.precision}, channels last, {'compiled' if given.compile else 'eager'}\n")
-    print(f"{'':<42} {'plain':>10} {'ours':>10} {'ratio':>8}")
+    print(f"{processor()}, {given.threads} threads; torch {torch.__version__}")
+    ours = f"ours: {given.precision}, {'compiled' if given.compile else 'eager'}, bfloat16 {flags()}"
+    print(f"\n| {ours} | plain recipe | ours | times as fast | pairs |\n| --- | --- | --- | --- | --- |")
     style = torch.rand(1, 3, 256, 256)
     if "training" in given.parts:
         vgg = torchvision.models.vgg16().eval().requires_grad_(False)

@@ -96,6 +96,13 @@ def test_a_look_without_a_trainer_waits_for_no_trainer() -> None:
     assert found.stdout.split() == ["True", "False"]
 
 
+def test_who_writes_in_a_thread_knows_the_formats_of_pictures_before() -> None:
+    # Else a process that is forked meanwhile may find the lock of an import taken for ever.
+    run = "import PIL.Image, lit_viz.writer; print(PIL.Image._initialized)"
+    found = subprocess.run([sys.executable, "-c", run], capture_output=True, text=True, check=True)
+    assert int(found.stdout) >= 1
+
+
 @pytest.mark.parametrize(
     ("path", "source"),
     [

@@ -290,10 +290,11 @@ class Embeddings(FeatureCallback):
                 rank_zero_info(f"{self.name}: the last t-SNE embeddings are being computed.")
                 self._worker.finish(self.patience)
 
+        # First, since t-SNE goes on meanwhile.
+        self.attempt(trainer, lambda: self._project(trainer), "write the projector")
         # One that fails must not cost the others; with `on_error="raise"` it ends here.
         while not self.attempt(trainer, wait, "finish t-SNE") and self._worker is not None and self._worker.busy:
             continue
-        self.attempt(trainer, lambda: self._project(trainer), "write the projector")
 
     def _project(self, trainer: Trainer) -> None:
         if not self.projector or self.features is None or not trainer.is_global_zero:
