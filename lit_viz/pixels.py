@@ -48,7 +48,7 @@ class PixelSpace:
             Same shape, float32, clipped to [0, 1]; NaN becomes 0.
         """
         mean, std = self._shaped(images)
-        return torch.nan_to_num(images.float() * std + mean, nan=0.0).clamp_(0.0, 1.0)
+        return (images.float() * std).add_(mean).nan_to_num_(nan=0.0).clamp_(0.0, 1.0)
 
     def from_color(self, colors: Tensor) -> Tensor:
         """Colours in [0, 1], (..., C, H, W), to network input of the same shape."""

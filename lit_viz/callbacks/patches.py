@@ -138,10 +138,9 @@ class MaxActivatingPatches(CollectingCallback):
             self._images = {sample: image for sample, image in self._images.items() if sample in leading}
         else:
             wanted = self._metric.latest()
-        fresh = torch.isin(batch.samples, wanted).nonzero()[:, 0]
-        if len(fresh):
-            colors = (self._pixels.to_color(batch.images[fresh]) * 255).round().to("cpu", torch.uint8)
-            self._images |= dict(zip(batch.samples[fresh].tolist(), colors, strict=True))
+        for i in torch.isin(batch.samples, wanted).nonzero()[:, 0].tolist():  # one by one they fit into the cache
+            colors = self._pixels.to_color(batch.images[i]).mul_(255).round_()
+            self._images[int(batch.samples[i])] = colors.to("cpu", torch.uint8)
 
     def end(self) -> None:
         assert self._metric is not None and self._run is not None
