@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import os
+import random
 import signal
 from collections.abc import Callable
 from functools import cache
 
+import numpy as np
 import pytest
 import torch
 import torchvision.models as tv
@@ -28,6 +30,14 @@ def pytest_configure(config: pytest.Config) -> None:
         kept = {"MALLOC_MMAP_THRESHOLD_": 2**32, "MALLOC_TRIM_THRESHOLD_": 2**32, "MALLOC_TOP_PAD_": 2**26}
         for name, value in {"OMP_NUM_THREADS": 1, **kept}.items():
             os.environ.setdefault(name, str(value))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Each test draws the same numbers, whatever ran before it in its process."""
+    torch.manual_seed(0)
+    np.random.seed(0)
+    random.seed(0)
 
 
 CLASSES = 20

@@ -172,6 +172,7 @@ def test_a_picture_that_fails_is_left_out(net: nn.Module, cat: np.ndarray, monke
 def test_a_flat_network_is_told(cat: np.ndarray) -> None:
     flat = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     nn.init.zeros_(flat[2].weight)
+    nn.init.ones_(flat[2].bias)  # evidence of the same size everywhere
     sheet = lit_viz.show(flat, cat, **SMALL)
     assert list(sheet.left_out) == ["smooth_grad", "guided_backprop"]
     assert "no gradient reaches the pixels" in sheet.left_out["smooth_grad"]
