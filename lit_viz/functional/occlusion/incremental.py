@@ -24,9 +24,9 @@ from torch import Tensor
 from lit_viz.functional.batches import BATCH_ELEMENTS
 from lit_viz.functional.occlusion.plan import Plan, Work, plan
 from lit_viz.functional.occlusion.program import Program, as_written, outputs
-from lit_viz.functional.occlusion.rules import Concatenation, Extent, Mean, Rule, channels, rule_for, size_of
+from lit_viz.functional.occlusion.rules import ELEMENT, Concatenation, Extent, Mean, Rule, channels, rule_for, size_of
 from lit_viz.functional.occlusion.spans import Spans
-from lit_viz.functional.occlusion.tape import INPUT, Ref, Step, aten
+from lit_viz.functional.occlusion.tape import INPUT, PerImage, Ref, Step, aten
 from lit_viz.functional.occlusion.windows import Place, cut, lay
 
 OVERHEAD = 8e6
@@ -192,7 +192,7 @@ class Incremental:
         for number, step in self.program.steps.items():
             rule = self.rules.get(number)
             if rule is None or not rule.windowed:
-                constant += whole_cost(self.program, step, number)
+                constant += whole_cost(step)
                 continue
             height, width = size_of(self.program, Ref(number))
             cost = rule.cost()
@@ -397,16 +397,16 @@ def chunks(rows: np.ndarray, columns: np.ndarray, most: int) -> Iterator[tuple[n
             yield rows[r : r + down], columns[c : c + across]
 
 
-def whole_cost(program: Program, step: Step, number: int) -> float:
+def whole_cost(step: Step) -> float:
     """Cost of a step for one whole image, in multiply-adds."""
-    shape = program.tape.per_image(Ref(number))
-    size = math.prod(shape) if shape else 0
-    if step.op in (aten.addmm.default, aten.mm.default):
-        weight = step.args[-1]
-        return float(weight.numel()) if isinstance(weight, Tensor) else 10.0 * size
+    shape = step.shapes[0]
+    # Of one image, also where images and their tokens lie in one dimension.
+    size = 0 if shape is None else math.prod(n.at(1) if isinstance(n, PerImage) else n for n in shape)
+    if step.op in (aten.addmm.default, aten.mm.default) and isinstance(step.args[-1], Tensor):
+        return size * float(len(step.args[-1]))
     if step.op is aten.convolution.default and isinstance(step.args[1], Tensor):
         return size * float(step.args[1][0].numel())
-    return 10.0 * size
+    return ELEMENT * size
 
 
 def _spans(intervals: list[tuple[int, int]], length: int) -> Spans:

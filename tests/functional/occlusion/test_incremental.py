@@ -19,9 +19,9 @@ from torch.nn import functional as F
 from lit_viz.errors import UsageError
 from lit_viz.functional.occlusion import occlusion, occlusion_map
 from lit_viz.functional.occlusion.grid import Grid
-from lit_viz.functional.occlusion.incremental import Batch, Incremental
+from lit_viz.functional.occlusion.incremental import Batch, Incremental, whole_cost
 from lit_viz.functional.occlusion.program import BATCH_NORMS, prepared
-from lit_viz.functional.occlusion.tape import Untraceable, trace
+from lit_viz.functional.occlusion.tape import Untraceable, aten, trace
 
 Network = Callable[[str], nn.Module]
 
@@ -643,3 +643,11 @@ def test_it_computes_less(network: Network) -> None:
             occlusion(model, x, 3, window=8, stride=8, engine=engine)
         counts.append(counter.get_total_flops())
     assert counts[0] < counts[1] / 2
+
+
+def test_tokens_cost_what_each_of_them_does() -> None:
+    """Images and their tokens lie in one dimension there."""
+    net = nn.Sequential(nn.Flatten(2), nn.Linear(64, 32), nn.Flatten(), nn.Linear(96, 5))
+    images = torch.randn(2, 3, 8, 8)
+    steps = prepared(trace(net, images[:1], images[1:])).steps.values()
+    assert [whole_cost(step) for step in steps if step.op is aten.addmm.default] == [3 * 64 * 32, 96 * 5]
