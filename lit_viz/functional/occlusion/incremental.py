@@ -13,6 +13,7 @@ window laid over; from there on the network is computed as ever.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -126,12 +127,11 @@ class Incremental:
         bases = Bases(self, image)
         cover = cover[0].permute(1, 2, 0).contiguous()
         per_row = len(self.extents[INPUT][1].low)
-        for row_group in self.plan.rows:
-            for column_group in self.plan.columns:
-                sizes = self._sizes(row_group, column_group)
-                for rows, columns in chunks(row_group, column_group, self._most(sizes)):
-                    numbers = (rows[:, None] * per_row + columns).reshape(-1)
-                    yield numbers, Batch(self, bases, cover, rows, columns, sizes).run()
+        for group in self._groups:
+            sizes = self._sizes(*group)
+            for rows, columns in chunks(*group, self._most(sizes)):
+                numbers = (rows[:, None] * per_row + columns).reshape(-1)
+                yield numbers, Batch(self, bases, cover, rows, columns, sizes).run()
 
     def _finished(self, waiting: list[Tensor]) -> Tensor:
         """From where windows end to the scores, for many batches at once: few large matrix products."""
@@ -200,7 +200,7 @@ class Incremental:
         rows, columns = (len(spans.low) for spans in self.extents[INPUT])
         if not works:
             whole = constant * rows * columns
-            return Plan([np.arange(rows)], [np.arange(columns)], whole, whole, 1)
+            return Plan([np.arange(rows)], [np.arange(columns)], whole, whole)
 
         def batches(rows: int, columns: int) -> int:
             return len(list(chunks(np.arange(rows), np.arange(columns), self.together)))
@@ -217,7 +217,14 @@ class Incremental:
         """How many times as fast as passes of the whole image this should be; these come in batches as well."""
         copies = math.prod(len(spans.low) for spans in self.extents[INPUT])
         passes = copies * math.prod(self.program.tape.shape[1:]) / BATCH_ELEMENTS
-        return (self.plan.whole + passes * self._overhead) / (self.plan.computed + self.plan.batches * self._overhead)
+        # More than the plan has where large maps leave room for few positions.
+        batches = sum(len(list(chunks(*group, self._most(self._sizes(*group))))) for group in self._groups)
+        return (self.plan.whole + passes * self._overhead) / (self.plan.computed + batches * self._overhead)
+
+    @property
+    def _groups(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Rows and columns of the positions whose windows are of one size."""
+        return list(itertools.product(self.plan.rows, self.plan.columns))
 
 
 class Bases:

@@ -39,14 +39,12 @@ class Plan:
         columns: Groups along columns; each group of rows meets each of columns.
         computed: What that leaves to compute for all positions, in multiply-adds.
         whole: The same for passes of the whole image.
-        batches: How many there are.
     """
 
     rows: list[np.ndarray]
     columns: list[np.ndarray]
     computed: float
     whole: float
-    batches: int
 
     @property
     def saved(self) -> float:
@@ -88,7 +86,7 @@ def plan(work: list[Work], constant: float, together: Callable[[int, int], int],
             if computed + batches * overhead < least:
                 least = computed + batches * overhead
                 groups = [np.sort(g) for g in row_groups], [np.sort(g) for g in column_groups]
-                best = Plan(*groups, computed, whole, batches)
+                best = Plan(*groups, computed, whole)
     assert best is not None
     return best
 

@@ -651,3 +651,11 @@ def test_tokens_cost_what_each_of_them_does() -> None:
     images = torch.randn(2, 3, 8, 8)
     steps = prepared(trace(net, images[:1], images[1:])).steps.values()
     assert [whole_cost(step) for step in steps if step.op is aten.addmm.default] == [3 * 64 * 32, 96 * 5]
+
+
+def test_the_gain_counts_the_batches_that_memory_allows() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1), nn.AvgPool2d(32))
+    x = images(1, 3, 32, 32)
+    grid = Grid.of((32, 32), (8, 8), (4, 4))
+    wide, narrow = (engine_for(net.double(), x, grid, memory=memory) for memory in (2**28, 2**20))
+    assert len(list(wide.batches(x, x))) < len(list(narrow.batches(x, x))) and narrow.gain < wide.gain
