@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from lit_viz.errors import UsageError
 from lit_viz.functional.batches import in_batches, out_of_memory, release_memory
 from lit_viz.functional.occlusion.grid import Grid
-from lit_viz.functional.occlusion.incremental import MOST_TOGETHER, Incremental
+from lit_viz.functional.occlusion.incremental import MOST_TOGETHER, Bases, Incremental
 from lit_viz.functional.occlusion.program import prepared
 from lit_viz.functional.occlusion.tape import Untraceable, trace
 
@@ -91,18 +91,20 @@ def occluded_scores(
         note = "as asked" if engine == "full" else f"{copies} covered copies are too few for a plan"
     else:
         try:
-            program = prepared(trace(run, images[:1], 0.9 * images[:1].flip((2, 3))))
+            copies = grid.covered(images[:1].repeat(3, 1, 1, 1), cover[:1].repeat(3, 1, 1, 1), _some(grid))
+            asked = _Asked(run, copies)
+            program = prepared(trace(asked, copies, 0.9 * images[:1].flip((2, 3))))
             windows = Incremental(
                 program, grid.rows, grid.columns, memory=memory / 2, together=together or MOST_TOGETHER
             )
             note = _reason_against(windows, memory, engine) or _measured(
                 windows, images, cover, grid, batch_size, engine
             )
-            _compare(whole[:1], program.run(images[:1]), lambda: run(_reordered(images[:1])))
             if not note:
-                values = _by_windows(run, windows, images, cover, grid, numbers, progress)
+                values = _by_windows(asked, windows, images, whole, cover, grid, numbers, progress)
                 return _told(Occluded(values, "incremental", f"{windows.plan.saved:.1f} times less to compute"))
-            _check(run, program.run, images, cover, grid)
+            asked.compare(whole[:1], program.run(images[:1]))
+            asked.compare(asked.scores, program.run(copies))
             if engine == "auto":
                 values = _by_passes(program.run, images, cover, grid, numbers, batch_size, progress)
                 return _told(Occluded(values, "full", note))
@@ -120,9 +122,10 @@ def occluded_scores(
 
 
 def _by_windows(
-    run: Run,
+    asked: _Asked,
     windows: Incremental,
     images: Tensor,
+    whole: Tensor,
     cover: Tensor,
     grid: Grid,
     numbers: Callable[[Tensor, Tensor], Tensor],
@@ -131,24 +134,26 @@ def _by_windows(
     total, rows = len(images) * len(grid.boxes), []
     with tqdm(total=total, desc="occlusion", unit="patch", delay=3, disable=not progress, leave=False) as bar:
         for i in range(len(images)):
-            scores = _halving(windows, images[i : i + 1], cover[i : i + 1], bar.update)
+            bases = windows.bases(images[i : i + 1])
+            asked.compare(whole[i : i + 1], bases.scores)
+            scores = _halving(windows, bases, cover[i : i + 1], bar.update)
             if i == 0:
-                _check(run, lambda _, scores=scores: scores[_some(grid)], images, cover, grid)
+                asked.compare(asked.scores, scores[_some(grid)])
             rows.append(numbers(scores, torch.full((len(scores),), i, device=images.device)))
     return torch.stack(rows)
 
 
-def _halving(windows: Incremental, image: Tensor, cover: Tensor, advance: Callable[[int], Any]) -> Tensor:
+def _halving(windows: Incremental, bases: Bases, cover: Tensor, advance: Callable[[int], Any]) -> Tensor:
     """Scores by windows, with batches of half the size whenever memory runs out."""
     while True:
         try:
-            return windows.run(image, cover, advance)
+            return windows.run(bases, cover, advance)
         except RuntimeError as error:
             if not out_of_memory(error) or windows.together == 1:
                 raise
             windows.together = max(1, windows.together // 2)
         # Outside the handler, so that the failed batch no longer holds its tensors.
-        release_memory(image.device)
+        release_memory(cover.device)
 
 
 def _by_passes(
@@ -204,7 +209,7 @@ def _measured(windows: Incremental, images: Tensor, cover: Tensor, grid: Grid, b
         torch.accelerator.synchronize()
         return time.perf_counter() - started
 
-    by_windows = seconds(lambda: windows.run(image, source)) / len(grid.boxes)
+    by_windows = seconds(lambda: windows.run(windows.bases(image), source)) / len(grid.boxes)
     by_passes = seconds(lambda: windows.program.run(copies)) / count
     if by_windows < by_passes:
         return ""
@@ -217,46 +222,58 @@ def _some(grid: Grid) -> list[int]:
     return [0, (grid.shape[0] // 2) * grid.shape[1] + grid.shape[1] // 2, last]
 
 
-def _check(run: Run, other: Run, images: Tensor, cover: Tensor, grid: Grid) -> None:
-    """Holds what was written down against the network itself, at a few positions of the first image.
-
-    The uncovered image was compared before: together they tell a number that the network counts by itself from the
-    number of images.
-
-    Raises:
-        Untraceable: If they differ by more than rounding.
-    """
-    copies = grid.covered(images[:1].repeat(3, 1, 1, 1), cover[:1].repeat(3, 1, 1, 1), _some(grid))
-    _compare(run(copies), other(copies), lambda: run(_reordered(copies)))
-
-
-def _compare(expected: Tensor, got: Tensor, again: Callable[[], Tensor]) -> None:
-    """Holds scores against those of the network.
+class _Asked:
+    """The network itself, to hold against it what was written down.
 
     Args:
-        expected: (n, K), of the network.
-        got: (n, K).
-        again: The network's once more, with other rounding; asked only where there is a difference.
+        run: The network.
+        copies: (3, C, H, W), some covered copies.
 
-    Raises:
-        Untraceable: If they differ by more than rounding.
+    Attributes:
+        scores: (3, K) of the copies, which `trace` asks for.
     """
-    if expected.shape != got.shape or not torch.isfinite(expected).equal(torch.isfinite(got)):
-        raise Untraceable("its steps give other scores than itself")
 
-    def apart(scores: Tensor) -> float:
-        # Classes that are masked out have infinite scores, the same in both.
-        return float((expected - scores).nan_to_num(0.0, 0.0, 0.0).abs().max())
+    def __init__(self, run: Run, copies: Tensor) -> None:
+        self.run, self.copies = run, copies
+        self.scores = torch.empty(0)
+        self._apart: float | None = None
 
-    allowed = _rounding_share(expected) * float(expected.nan_to_num(0.0, 0.0, 0.0).abs().max())
-    # Deep networks round more than others; one that gives quite other scores when asked twice does not round.
-    if apart(got) > allowed and apart(got) > min(ROUNDINGS * apart(again()), MOST_ROUNDING * allowed):
-        raise Untraceable(f"its steps give other scores than itself (by {apart(got):.2g})")
+    def __call__(self, images: Tensor) -> Tensor:
+        scores = self.run(images)
+        if len(images) == len(self.copies):
+            self.scores = scores
+        return scores
+
+    def compare(self, expected: Tensor, got: Tensor) -> None:
+        """Holds scores against those of the network.
+
+        Args:
+            expected: (n, K), of the network.
+            got: (n, K).
+
+        Raises:
+            Untraceable: If they differ by more than rounding.
+        """
+        if expected.shape != got.shape or not torch.isfinite(expected).equal(torch.isfinite(got)):
+            raise Untraceable("its steps give other scores than itself")
+        allowed = _rounding_share(expected) * float(expected.nan_to_num(0.0, 0.0, 0.0).abs().max())
+        apart = _apart(expected, got)
+        # Deep networks round more than others; one that gives quite other scores when asked twice does not round.
+        if apart > allowed and apart > min(ROUNDINGS * self._rounded, MOST_ROUNDING * allowed):
+            raise Untraceable(f"its steps give other scores than itself (by {apart:.2g})")
+
+    @property
+    def _rounded(self) -> float:
+        """By how much scores differ if sums go in another order; asked once, only where there is a difference."""
+        if self._apart is None:
+            reordered = self.copies[:1].contiguous(memory_format=torch.channels_last)
+            self._apart = _apart(self.scores[:1], self.run(reordered))
+        return self._apart
 
 
-def _reordered(images: Tensor) -> Tensor:
-    """The same images in another order of memory, which changes the order of sums."""
-    return images.contiguous(memory_format=torch.channels_last)
+def _apart(expected: Tensor, got: Tensor) -> float:
+    # Classes that are masked out have infinite scores, the same in both.
+    return float((expected - got).nan_to_num(0.0, 0.0, 0.0).abs().max())
 
 
 def _rounding_share(scores: Tensor) -> float:

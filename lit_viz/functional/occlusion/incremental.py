@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from lit_viz.functional.batches import BATCH_ELEMENTS
+from lit_viz.functional.occlusion import winograd
 from lit_viz.functional.occlusion.plan import Plan, Work, plan
 from lit_viz.functional.occlusion.program import Program, as_written, outputs
 from lit_viz.functional.occlusion.rules import ELEMENT, Concatenation, Extent, Mean, Rule, channels, rule_for, size_of
@@ -92,11 +93,16 @@ class Incremental:
         sizes = (math.prod(self.program.tape.per_image(ref) or (0,)) for ref in self.kept)
         return 2 * sum(sizes) * self.program.tape.dtype.itemsize
 
-    def run(self, image: Tensor, cover: Tensor, advance: Callable[[int], Any] = lambda count: None) -> Tensor:
+    def bases(self, image: Tensor) -> Bases:
+        """A pass of an uncovered image (1, C, H, W)."""
+        with as_written(image.device):
+            return Bases(self, image)
+
+    def run(self, bases: Bases, cover: Tensor, advance: Callable[[int], Any] = lambda count: None) -> Tensor:
         """Scores of an image covered at each position.
 
         Args:
-            image: (1, C, H, W).
+            bases: Of the image.
             cover: (1, C, H, W), what the patch shows.
             advance: Is told how many positions are done, each time.
 
@@ -106,8 +112,8 @@ class Incremental:
         scores: list[Tensor] = []
         numbers: list[np.ndarray] = []
         waiting: list[Tensor] = []
-        with as_written(image.device):
-            for which, value in self.batches(image, cover):
+        with as_written(cover.device):
+            for which, value in self.batches(bases, cover):
                 numbers.append(which)
                 if self.joint is None:
                     scores.append(value)
@@ -119,12 +125,11 @@ class Incremental:
                 advance(len(which))
             if waiting:
                 scores.append(self._finished(waiting))
-        order = torch.from_numpy(np.argsort(np.concatenate(numbers))).to(image.device)
+        order = torch.from_numpy(np.argsort(np.concatenate(numbers))).to(cover.device)
         return torch.cat(scores)[order]
 
-    def batches(self, image: Tensor, cover: Tensor) -> Iterator[tuple[np.ndarray, Tensor]]:
+    def batches(self, bases: Bases, cover: Tensor) -> Iterator[tuple[np.ndarray, Tensor]]:
         """Numbers of positions (B,) int64, and what the network has of them where windows end, (B, …)."""
-        bases = Bases(self, image)
         cover = cover[0].permute(1, 2, 0).contiguous()
         per_row = len(self.extents[INPUT][1].low)
         for group in self._groups:
@@ -228,7 +233,11 @@ class Incremental:
 
 
 class Bases:
-    """The maps of one uncovered image."""
+    """The maps of one uncovered image.
+
+    Attributes:
+        scores: (1, K), of the network.
+    """
 
     def __init__(self, engine: Incremental, image: Tensor) -> None:
         self._maps: dict[Ref, Tensor] = {INPUT: image.contiguous(memory_format=torch.channels_last)}
@@ -239,7 +248,9 @@ class Bases:
             if ref in engine.kept:
                 self._maps[ref] = value
 
-        engine.program.go_on({INPUT: self._maps[INPUT]}, 1, keep=keep)
+        values: dict[Ref, Any] = {INPUT: self._maps[INPUT]}
+        engine.program.go_on(values, 1, keep=keep)
+        self.scores: Tensor = values[engine.program.tape.output]
 
     def whole(self, ref: Ref) -> Tensor:
         """A result as it is, (1, …)."""
@@ -413,6 +424,9 @@ def whole_cost(step: Step) -> float:
         return size * float(len(step.args[-1]))
     if step.op is aten.convolution.default and isinstance(step.args[1], Tensor):
         return size * float(step.args[1][0].numel())
+    if step.op is winograd.convolution:
+        _, inner, out = step.args[1].shape
+        return size / out * winograd.cost(inner, out)
     return ELEMENT * size
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lit_viz.functional.occlusion import winograd
 from lit_viz.functional.occlusion.tape import INPUT, PerImage, Ref, Step, Tape, aten, mapped
 
 BATCH_NORMS = {
@@ -104,7 +105,10 @@ def outputs(result: Any) -> list[Any]:
 
 
 def prepared(tape: Tape) -> Program:
-    """Computes what does not depend on the images, folds batch norms into convolutions, and leaves out what is dead."""
+    """Computes what does not depend on the images, folds batch norms into convolutions, and leaves out what is dead.
+
+    Convolutions for which that pays are computed with fewer multiplications.
+    """
     steps: dict[int, Step] = {}
     constants: dict[Ref, Tensor] = {}
     for number, step in enumerate(tape.steps):
@@ -126,6 +130,7 @@ def prepared(tape: Tape) -> Program:
     _fold_batch_norms(steps, tape)
     _fold_batch_norms_ahead(steps, tape)
     _nest_concatenations(steps)
+    _multiply_less(steps, tape)
     steps = _living(steps, tape.output)
     _write_in_place(steps, tape.output)
     return Program(tape, steps, _readers(steps))
@@ -225,6 +230,28 @@ def _nest_concatenations(steps: dict[int, Step]) -> None:
         known[axis, parts] = Ref(number)
 
 
+def _multiply_less(steps: dict[int, Step], tape: Tape) -> None:
+    """Replaces convolutions by kernels of 3 × 3 with many channels; libraries of other devices do so themselves."""
+    if tape.device.type != "cpu":
+        return
+    for number, step in steps.items():
+        if step.op is not aten.convolution.default or not isinstance(step.args[1], Tensor):
+            continue
+        image, weight, bias, stride, padding, dilation, transposed, _, groups = step.args
+        plain = not transposed and groups == 1 and {*stride, *dilation} == {1}
+        size = tape.per_image(Ref(number))
+        if (
+            plain
+            and weight.shape[2:] == (3, 3)
+            and isinstance(image, Ref)
+            and weight.dtype in (torch.float32, torch.float64)  # shorter ones are rounded between the transforms
+            and size is not None
+            and winograd.pays(weight, size[-2:])
+        ):
+            args = image, winograd.filters(weight), bias, [padding[0], padding[-1]]
+            steps[number] = replace(step, op=winograd.convolution, args=args)
+
+
 def _write_in_place(steps: dict[int, Step], output: Ref) -> None:
     """Lets activations write over results that nothing else reads."""
     uses = Counter(ref for step in steps.values() for ref in step.refs)
@@ -232,7 +259,7 @@ def _write_in_place(steps: dict[int, Step], output: Ref) -> None:
         image = step.args[0] if step.args else None
         if step.op not in IN_PLACE or not isinstance(image, Ref) or image == INPUT:
             continue
-        fresh = steps[image.step].op is aten.convolution.default or steps[image.step].op in BATCH_NORMS
+        fresh = steps[image.step].op in (aten.convolution.default, winograd.convolution, *BATCH_NORMS)
         if fresh and uses[image] == 1 and image != output and step.refs == [image]:
             steps[number] = replace(step, op=IN_PLACE[step.op])
 

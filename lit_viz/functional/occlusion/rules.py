@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from lit_viz.functional.occlusion import winograd
 from lit_viz.functional.occlusion.program import BATCH_NORMS, IN_PLACE, Program
 from lit_viz.functional.occlusion.spans import Spans
 from lit_viz.functional.occlusion.tape import Ref, Step, aten, circular_pad, leaves
@@ -219,6 +221,24 @@ class Convolution(Sliding):
         return out * inner * math.prod(self.kernel) + ELEMENT * moved
 
 
+class FewerProducts(Sliding):
+    """Convolution by a kernel of 3 × 3, in tiles of 2 × 2 results."""
+
+    def __init__(self, program: Program, number: int, extents: dict[Ref, Extent]) -> None:
+        super().__init__(program, number, extents)
+        _, self.kernels, self.bias, padding = self.step.args
+        self.kernel, self.stride, self.padding, self.dilation = (3, 3), (1, 1), _pair(padding), (1, 1)
+        self.slide()
+
+    def run(self, batch: Batch, place: Place) -> Tensor:
+        size = place.height, place.width
+        tiled = replace(place, height=size[0] + size[0] % 2, width=size[1] + size[1] % 2)
+        return winograd.convolve(self.region(batch, tiled), self.kernels, self.bias, size)
+
+    def cost(self) -> float:
+        return winograd.cost(*self.kernels.shape[1:]) + ELEMENT * channels(self.program, self.inputs[0])
+
+
 class Pooling(Sliding):
     """Maxima or means in sliding windows, also of incomplete ones (`ceil_mode`) and without the zeros around."""
 
@@ -328,6 +348,8 @@ def rule_for(program: Program, number: int, extents: dict[Ref, Extent]) -> Rule 
     before = program.tape.per_image(first)
     if step.op is aten.convolution.default and not step.args[6] and step.args[0] == first and len(before) == 3:
         return Convolution(program, number, extents) if isinstance(step.args[1], Tensor) else None
+    if step.op is winograd.convolution:
+        return FewerProducts(program, number, extents)
     if step.op in (aten.max_pool2d_with_indices.default, aten.avg_pool2d.default) and len(before) == 3:
         indices_read = Ref(number, 1) in program.readers
         return None if indices_read else Pooling(program, number, extents)

@@ -113,20 +113,22 @@ class Tape:
 def trace(run: Callable[[Tensor], Tensor], images: Tensor, others: Tensor) -> Tape:
     """Writes down what a network does to any number of images of one size.
 
-    It runs twice, on two images and on three others: what differs between the two depends on the number of images, or
-    on what they show, and then there is no tape that is right for all.
+    It runs twice, on three images and on two others: what differs between the two depends on the number of images, or
+    on what they show, and then there is no tape that is right for all. The larger number comes first, so that no
+    network that counts its calls seems to count its images.
 
     Args:
         run: From images (N, C, H, W) to scores (N, K). It may not depend on gradients, and is run without.
-        images: (1, C, H, W).
-        others: (1, C, H, W), other images of the same size.
+        images: (1 or 3, C, H, W).
+        others: (1 or 2, C, H, W), other images of the same size.
 
     Raises:
         Untraceable: For a network that draws at random, decides by what it sees, or changes tensors in ways that can't
             be followed.
     """
     with torch.no_grad():
-        return _common(_record(run, images.repeat(2, 1, 1, 1)), _record(run, others.repeat(3, 1, 1, 1)))
+        three = _record(run, images.expand(3, -1, -1, -1).contiguous())
+        return _common(_record(run, others.expand(2, -1, -1, -1).contiguous()), three)
 
 
 def leaves(tree: Any) -> Iterator[Any]:

@@ -42,7 +42,7 @@ def both(
     grid = Grid.of((x.shape[2], x.shape[3]), window, stride)
     with torch.no_grad():
         engine = engine_for(model, x, grid, **options)
-        found = torch.stack([engine.run(x[i : i + 1], cover[i : i + 1]) for i in range(len(x))])
+        found = torch.stack([engine.run(engine.bases(x[i : i + 1]), cover[i : i + 1]) for i in range(len(x))])
         count = len(grid.boxes)
         expected = torch.stack(
             [
@@ -658,4 +658,5 @@ def test_the_gain_counts_the_batches_that_memory_allows() -> None:
     x = images(1, 3, 32, 32)
     grid = Grid.of((32, 32), (8, 8), (4, 4))
     wide, narrow = (engine_for(net.double(), x, grid, memory=memory) for memory in (2**28, 2**20))
-    assert len(list(wide.batches(x, x))) < len(list(narrow.batches(x, x))) and narrow.gain < wide.gain
+    some, more = (len(list(engine.batches(engine.bases(x), x))) for engine in (wide, narrow))
+    assert some < more and narrow.gain < wide.gain
