@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -44,8 +46,42 @@ def gram_matrix(features: Tensor, *, weights: Tensor | None = None) -> Tensor:
             weights = weights.to(values)
             count = weights.flatten(1).sum(dim=1).clamp(min=1e-12)[:, None, None]
             values = values * weights.sqrt()
-        flat = values.flatten(2)
-        return flat @ flat.transpose(1, 2) / (count * features.shape[1])
+        return _Gram.apply(values) / (count * features.shape[1])
+
+
+class _Gram(torch.autograd.Function):
+    r"""$G = F F^T$ of maps (N, C, h, w), and the gradient $(S + S^T) F$ from $S = \partial L / \partial G$.
+
+    Taken for each factor apart, as for any product, that would be two products and their sum; and it stays in the maps'
+    order of memory.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(maps: Tensor) -> Tensor:
+        flat, channels_last = _flat(maps)
+        return flat.mT @ flat if channels_last else flat @ flat.mT
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> Tensor:
+        (maps,) = ctx.saved_tensors
+        flat, channels_last = _flat(maps)
+        both = slope + slope.mT
+        if channels_last:
+            return (flat @ both).mT.unflatten(2, maps.shape[2:])
+        return (both @ flat).unflatten(2, maps.shape[2:])
+
+
+def _flat(maps: Tensor) -> tuple[Tensor, bool]:
+    """Maps (N, C, h, w) as matrices, (N, h·w, C) where they lie so in memory, else (N, C, h·w)."""
+    if maps.is_contiguous(memory_format=torch.channels_last) and not maps.is_contiguous():
+        return maps.permute(0, 2, 3, 1).flatten(1, 2), True
+    return maps.flatten(2), False
 
 
 def match_colors(colors: Tensor, like: Tensor) -> Tensor:

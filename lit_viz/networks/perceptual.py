@@ -17,6 +17,7 @@ from lit_viz.errors import UsageError, check_choice
 from lit_viz.functional.synthesis import reading
 from lit_viz.guard import isolated_rng, untouched
 from lit_viz.layers import convolutions, find_layer
+from lit_viz.networks.frozen import FrozenConv2d
 from lit_viz.networks.loading import load_network
 from lit_viz.networks.vgg_names import dotted_name
 from lit_viz.pixels import PixelSpace, pixel_space_of, usual_pixel_space
@@ -97,7 +98,12 @@ class PerceptualNetwork(nn.Module):
             scale_to_unit_variance(module, self.pixel_space, layers=list(names.values()))
         chain = _chain(module, names)
         # Out of sight of PyTorch: neither in checkpoints nor in training mode. Of a chain, what lies behind is let go.
-        self._held = (module if chain is None else nn.Sequential(*chain[0]).eval(),)
+        held = module if chain is None else nn.Sequential(*chain[0]).eval()
+        frozen = [name for name, layer in convolutions(held).items() if name and FrozenConv2d.suits(layer)]
+        for name in frozen:
+            _replace(held, name, FrozenConv2d(held.get_submodule(name)))
+        self._channels_last = bool(frozen)  # the order of memory that these want
+        self._held = (held,)
         self._names, self._steps = names, None if chain is None else chain[1]
 
     @property
@@ -134,6 +140,8 @@ class PerceptualNetwork(nn.Module):
         space = self.pixel_space
         parameter = next(self.module.parameters(), colors)
         images = space.from_color(colors).to(parameter.dtype)
+        if self._channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
         if self._steps is None:
             names = [self._names[layer] for layer in wanted]
             with reading(self.module, names, needs_scores=False) as read:

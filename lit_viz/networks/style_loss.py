@@ -225,7 +225,8 @@ class StyleLoss(nn.Module):
                 grams[name], places[name] = torch.stack(each, dim=1) * counts[:, :, None, None], counts
         for name in self.content_layers:
             with torch.autocast(features[name].device.type, enabled=False):
-                kept[name] = (features[name].float() - content[name].float()).square().flatten(1).sum(dim=1)
+                apart = features[name].float() - content[name].float()
+                kept[name] = apart.square().sum(dim=tuple(range(1, apart.dim())))
         numbers = {name: features[name][0].numel() for name in self.content_layers}
         return StyleSums(grams, places, kept, numbers)
 

@@ -135,6 +135,8 @@ class StyleTarget:
 
     def _inner(self, features: dict[str, Tensor], crop: Tensor, tile: Tile) -> dict[str, Tensor]:
         """Features of a tile, cut to the places that count."""
+        if tile == tuple(Span(0, n, 0, n) for n in crop.shape[2:]):
+            return features
         return {name: maps[(..., *self._places(name, maps, crop, tile))] for name, maps in features.items()}
 
     def _places(self, name: str, maps: Tensor, crop: Tensor, tile: Tile) -> list[slice]:

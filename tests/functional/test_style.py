@@ -65,6 +65,21 @@ def test_large_features_in_16_bits_do_not_overflow(dtype: torch.dtype) -> None:
         torch.testing.assert_close(gram_matrix(features), gram, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
+def test_its_gradient_in_both_orders_of_memory(order: torch.memory_format) -> None:
+    features = torch.rand(2, 4, 5, 3, dtype=torch.float64).contiguous(memory_format=order).requires_grad_(True)
+    weights, where = torch.rand(2, 4, 4, dtype=torch.float64), torch.rand(2, 1, 5, 3, dtype=torch.float64)
+    for masks in (None, where):
+        found = gram_matrix(features, weights=masks)
+        flat = (features if masks is None else features * masks.sqrt()).flatten(2)
+        expected = flat @ flat.mT / (4 * (15 if masks is None else masks.sum((1, 2, 3))[:, None, None]))
+        torch.testing.assert_close(found, expected)
+        slopes = [torch.autograd.grad((gram * weights).sum(), features)[0] for gram in (found, expected)]
+        torch.testing.assert_close(*slopes)
+        assert slopes[0].is_contiguous(memory_format=order)
+    torch.autograd.gradgradcheck(gram_matrix, features)
+
+
 def test_vectors_have_no_style() -> None:
     with pytest.raises(UsageError, match=r"\(N, C, h, w\).*\(2, 3\)"):
         gram_matrix(torch.zeros(2, 3))

@@ -22,8 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lit_viz.functional import winograd
 from lit_viz.functional.batches import BATCH_ELEMENTS
-from lit_viz.functional.occlusion import winograd
 from lit_viz.functional.occlusion.plan import Plan, Work, plan
 from lit_viz.functional.occlusion.program import Program, as_written, outputs
 from lit_viz.functional.occlusion.rules import ELEMENT, Concatenation, Extent, Mean, Rule, channels, rule_for, size_of

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_viz.functional.occlusion import winograd
+from lit_viz.functional import winograd
 from lit_viz.functional.occlusion.tape import INPUT, PerImage, Ref, Step, Tape, aten, mapped
 
 BATCH_NORMS = {
@@ -231,23 +231,16 @@ def _nest_concatenations(steps: dict[int, Step]) -> None:
 
 
 def _multiply_less(steps: dict[int, Step], tape: Tape) -> None:
-    """Replaces convolutions by kernels of 3 × 3 with many channels; libraries of other devices do so themselves."""
-    if tape.device.type != "cpu":
-        return
+    """Gives convolutions by kernels of 3 × 3 fewer multiplications, where they have many channels."""
     for number, step in steps.items():
-        if step.op is not aten.convolution.default or not isinstance(step.args[1], Tensor):
+        if step.op is not aten.convolution.default or not isinstance(step.args[1], Tensor) or step.args[6]:
             continue
-        image, weight, bias, stride, padding, dilation, transposed, _, groups = step.args
-        plain = not transposed and groups == 1 and {*stride, *dilation} == {1}
+        image, weight, bias, stride, padding, dilation, _, _, groups = step.args
         size = tape.per_image(Ref(number))
-        if (
-            plain
-            and weight.shape[2:] == (3, 3)
-            and isinstance(image, Ref)
-            and weight.dtype in (torch.float32, torch.float64)  # shorter ones are rounded between the transforms
-            and size is not None
-            and winograd.pays(weight, size[-2:])
-        ):
+        if not isinstance(image, Ref) or size is None or not winograd.suits(weight, stride, dilation, groups):
+            continue
+        out, inner = weight.shape[:2]
+        if winograd.pays(inner, out, size[-2:]):
             args = image, winograd.filters(weight), bias, [padding[0], padding[-1]]
             steps[number] = replace(step, op=winograd.convolution, args=args)
 

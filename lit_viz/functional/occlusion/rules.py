@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lit_viz.functional.occlusion import winograd
+from lit_viz.functional import winograd
 from lit_viz.functional.occlusion.program import BATCH_NORMS, IN_PLACE, Program
 from lit_viz.functional.occlusion.spans import Spans
 from lit_viz.functional.occlusion.tape import Ref, Step, aten, circular_pad, leaves

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lit_viz.errors import UsageError
+from lit_viz.functional import winograd
 from lit_viz.functional.occlusion import occlusion, occlusion_map
 from lit_viz.functional.occlusion.grid import Grid
 from lit_viz.functional.occlusion.incremental import Batch, Incremental, whole_cost
@@ -238,6 +239,12 @@ def test_random_networks(
     x = images(2, 3, *size)
     found, expected, _ = both(model, x, images(2, 3, *size, seed=3), window, stride)
     assert (found - expected).abs().max() <= 1e-10 * expected.abs().max().clamp(min=1e-6)
+
+
+def test_random_networks_with_fewer_multiplications(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise only large networks have them."""
+    monkeypatch.setattr(winograd, "pays", lambda *_, **__: True)
+    test_random_networks()
 
 
 def test_pooling_to_the_size_that_is_there() -> None:

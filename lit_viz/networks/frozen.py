@@ -1,0 +1,129 @@
+"""Convolutions whose weights stay, so that work can be done once that serves all passes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lit_viz.functional import winograd
+
+TILE = 4
+"""Results along a side of what is computed together: here a little more rounding changes nothing."""
+
+
+@torch.library.custom_op("lit_viz::frozen_convolution", mutates_args=())
+def frozen_convolution(
+    image: Tensor, kernels: Tensor, reverse: Tensor, bias: Tensor | None, padding: list[int]
+) -> Tensor:
+    """Convolution by fixed kernels of 3 × 3, that gradients pass through to the image.
+
+    Args:
+        image: (N, I, H, W).
+        kernels: (36, I, O), of `winograd.filters`.
+        reverse: (36, O, I), those of the way back: kernels turned by 180° from the results to what they are made of.
+        bias: (O,).
+        padding: At the top and bottom, and at the left and right; up to 2.
+
+    Returns:
+        (N, O, H', W').
+    """
+    return winograd.convolution(image, kernels, bias, padding)
+
+
+@frozen_convolution.register_fake
+def _(image: Tensor, kernels: Tensor, reverse: Tensor, bias: Tensor | None, padding: list[int]) -> Tensor:
+    height, width = (n + 2 * p - 2 for n, p in zip(image.shape[2:], padding, strict=True))
+    shape = image.shape[0], kernels.shape[2], height, width
+    return image.new_empty(shape).contiguous(memory_format=torch.channels_last)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _, kernels, reverse, _, ctx.padding = inputs
+    ctx.save_for_backward(kernels, reverse)
+
+
+def _back(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    kernels, reverse = ctx.saved_tensors
+    around = [2 - p for p in ctx.padding]
+    return frozen_convolution(gradient, reverse, kernels, None, around), None, None, None, None
+
+
+frozen_convolution.register_autograd(_back, setup_context=_keep)
+
+
+class FrozenConv2d(nn.Conv2d):
+    """A convolution that shares another's weights, which are no longer trained.
+
+    Where that pays, on a CPU and in 32 or 64 bits, it takes fewer multiplications, see `functional.winograd`, for the
+    image's gradient as well. It follows its weights if they change all the same.
+
+    Args:
+        layer: The convolution.
+    """
+
+    def __init__(self, layer: nn.Conv2d) -> None:
+        super().__init__(
+            layer.in_channels,
+            layer.out_channels,
+            layer.kernel_size,  # type: ignore[arg-type]
+            layer.stride,  # type: ignore[arg-type]
+            layer.padding,  # type: ignore[arg-type]
+            layer.dilation,  # type: ignore[arg-type]
+            layer.groups,
+            layer.bias is not None,
+            device="meta",
+        )
+        self.weight, self.bias = layer.weight, layer.bias
+        self.train(layer.training)
+        self._prepare()
+
+    @staticmethod
+    def suits(layer: nn.Conv2d) -> bool:
+        """Whether a convolution can gain by it."""
+        return (
+            type(layer) is nn.Conv2d
+            and layer.kernel_size == (3, 3)
+            and isinstance(layer.padding, tuple)
+            and max(layer.padding) <= 2
+            and layer.padding_mode == "zeros"
+            and winograd.pays(layer.in_channels, layer.out_channels, (64, 64), tile=TILE)
+            and not (layer._forward_hooks or layer._forward_pre_hooks)  # which may be what makes its weights
+        )
+
+    def forward(self, image: Tensor) -> Tensor:
+        if not torch.compiler.is_compiling() and self._version != _version(self.weight):
+            self._prepare()
+        assert isinstance(self.padding, tuple)
+        height, width = (n + 2 * p - 2 for n, p in zip(image.shape[-2:], self.padding, strict=True))
+        if (
+            self._filters is None
+            or image.dtype != self.weight.dtype
+            or image.dim() != 4
+            or self.weight.requires_grad
+            or torch.is_autocast_enabled("cpu")
+            or not winograd.pays(self.in_channels, self.out_channels, (height, width), tile=TILE)
+        ):
+            return F.conv2d(image, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+        return frozen_convolution(image, *self._filters, self.bias, list(self.padding))
+
+    def _prepare(self) -> None:
+        weight = self.weight.detach()
+        self._version = _version(weight)
+        self._filters: tuple[Tensor, Tensor] | None = None
+        if winograd.suits(weight, self.stride, self.dilation, self.groups):
+            turned = weight.flip(2, 3).transpose(0, 1)
+            self._filters = winograd.filters(weight, tile=TILE), winograd.filters(turned, tile=TILE)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FrozenConv2d:
+        super()._apply(fn, recurse)
+        self._prepare()
+        return self
+
+
+def _version(weight: Tensor) -> int:
+    """How often a tensor was written to."""
+    return 0 if weight.is_inference() else weight._version

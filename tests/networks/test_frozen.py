@@ -1,0 +1,113 @@
+"""A frozen convolution is the convolution that it was made of."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lit_viz.functional import winograd
+from lit_viz.networks import PerceptualNetwork
+from lit_viz.networks.frozen import FrozenConv2d
+
+
+@pytest.fixture(autouse=True)
+def always(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few channels will do here."""
+    monkeypatch.setattr(winograd, "pays", lambda *_, **__: True)
+
+
+def layer(padding: int = 1, *, bias: bool = True) -> nn.Conv2d:
+    return nn.Conv2d(4, 6, 3, padding=padding, bias=bias).double().requires_grad_(False)
+
+
+def image(*, grad: bool = False) -> Tensor:
+    return torch.randn(2, 4, 7, 8, dtype=torch.float64, requires_grad=grad)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("padding", [0, 1, 2])
+def test_values_and_gradients(padding: int, bias: bool) -> None:
+    plain, x = layer(padding, bias=bias), image(grad=True)
+    frozen = FrozenConv2d(plain)
+    torch.testing.assert_close(frozen(x), plain(x), rtol=0, atol=1e-12)
+    weights = torch.randn_like(plain(x))
+    (expected,) = torch.autograd.grad((plain(x).tanh() * weights).sum(), x)
+    (found,) = torch.autograd.grad((frozen(x).tanh() * weights).sum(), x)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    torch.autograd.gradgradcheck(lambda x: frozen(x).tanh(), x[:1, :, :3, :4].detach().requires_grad_(True))
+    assert frozen._filters is not None  # it was not torch's own that was compared with itself
+
+
+def test_it_follows_its_weights() -> None:
+    plain, x = layer(), image()
+    frozen = FrozenConv2d(plain)
+    plain.weight.mul_(2)
+    torch.testing.assert_close(frozen(x), plain(x), rtol=0, atol=1e-12)
+    frozen.load_state_dict(layer().state_dict())
+    torch.testing.assert_close(frozen(x), plain(x), rtol=0, atol=1e-12)  # one parameter in two modules
+    single = copy.deepcopy(frozen).float()
+    torch.testing.assert_close(single(x.float()), plain(x).float(), rtol=0, atol=1e-5)
+    assert list(frozen.state_dict()) == ["weight", "bias"]
+
+
+def test_weights_that_are_trained_get_gradients() -> None:
+    plain = layer().requires_grad_(True)
+    FrozenConv2d(plain)(image()).sum().backward()
+    assert plain.weight.grad is not None and plain.weight.grad.abs().sum() > 0
+
+
+def test_in_16_bits_it_is_torchs_own() -> None:
+    frozen, x = FrozenConv2d(layer().float()), image().float()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert frozen(x).dtype == torch.bfloat16
+    assert frozen.to(torch.bfloat16)(x.to(torch.bfloat16)).dtype == torch.bfloat16
+    assert frozen._filters is None
+
+
+def test_none_of_the_numbers_that_are_drawn_is_used_up() -> None:
+    plain = layer()
+    before = torch.get_rng_state()
+    FrozenConv2d(plain)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        nn.Conv2d(4, 6, 5, padding=2),
+        nn.Conv2d(4, 6, 3, padding=3),
+        nn.Conv2d(4, 6, 3, padding="same"),
+        nn.Conv2d(4, 6, 3, padding=1, padding_mode="reflect"),
+        nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 6, 3)),
+    ],
+)
+def test_what_it_is_not_made_for(other: nn.Conv2d) -> None:
+    assert FrozenConv2d.suits(layer()) and not FrozenConv2d.suits(other)
+
+
+def test_it_can_be_compiled_as_a_whole() -> None:
+    net = nn.Sequential(
+        FrozenConv2d(layer()), nn.ReLU(), FrozenConv2d(nn.Conv2d(6, 4, 3).double().requires_grad_(False))
+    )
+    compiled = torch.compile(net, backend="aot_eager", fullgraph=True)
+    one, other = image(grad=True), image(grad=True)
+    with torch.no_grad():
+        other.copy_(one)
+    compiled(one).square().sum().backward()
+    net(other).square().sum().backward()
+    torch.testing.assert_close(one.grad, other.grad, rtol=0, atol=1e-12)
+
+
+def test_perceptual_networks_are_made_of_them() -> None:
+    plain = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.MaxPool2d(2)).double()
+    kept = copy.deepcopy(plain)
+    network = PerceptualNetwork(["2", "3"], plain)
+    assert sum(isinstance(module, FrozenConv2d) for module in network.module.modules()) == 2
+    colors = torch.rand(2, 3, 20, 22, dtype=torch.float64)
+    found = network(colors)
+    images = network.pixel_space.from_color(colors).double()
+    torch.testing.assert_close(found["2"], kept[:3](images), rtol=0, atol=1e-12)
+    torch.testing.assert_close(found["3"], kept(images), rtol=0, atol=1e-12)
