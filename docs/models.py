@@ -133,8 +133,8 @@ def _entries() -> Iterator[Entry]:
     yield Entry("googlenet", _tv(tv.googlenet, init_weights=False))
     yield Entry("squeezenet1_1", _tv(tv.squeezenet1_1), fast=True)
     yield Entry("mnasnet1_0", _tv(tv.mnasnet1_0))
-    yield Entry("shufflenet_v2_x1_0", _tv(tv.shufflenet_v2_x1_0), fast=True)
-    yield Entry("mobilenet_v3_large", _tv(tv.mobilenet_v3_large), fast=True)
+    yield Entry("shufflenet_v2_x1_0", _tv(tv.shufflenet_v2_x1_0))
+    yield Entry("mobilenet_v3_large", _tv(tv.mobilenet_v3_large))
     yield Entry("efficientnet_b0", _tv(tv.efficientnet_b0))
     yield Entry("regnet_x_400mf", _tv(tv.regnet_x_400mf))
     yield Entry("regnet_y_400mf", _tv(tv.regnet_y_400mf))
@@ -144,7 +144,7 @@ def _entries() -> Iterator[Entry]:
     yield Entry("maxvit_t", _tv(tv.maxvit_t), 224, count=1)
     yield Entry("fcn_resnet50", _tv(s.fcn_resnet50, **bare), score=whole_image)
     yield Entry("deeplabv3_mobilenet_v3_large", _tv(s.deeplabv3_mobilenet_v3_large, **bare), score=whole_image)
-    yield Entry("lraspp_mobilenet_v3_large", _tv(s.lraspp_mobilenet_v3_large, **bare), score=whole_image, fast=True)
+    yield Entry("lraspp_mobilenet_v3_large", _tv(s.lraspp_mobilenet_v3_large, **bare), score=whole_image)
     small: dict[str, Any] = {"min_size": 128, "max_size": 128, "trainable_backbone_layers": 6, **bare}
     yield Entry(
         "fasterrcnn_mobilenet_v3_large_320_fpn",

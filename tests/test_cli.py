@@ -256,6 +256,7 @@ def test_packaged_configurations_are_found_by_name(tmp_path: Path, monkeypatch: 
     assert Path(found[2]).is_file() and Path(found[4]).is_file() and found[5] == "--config=nope.yaml"
 
 
+@pytest.mark.slow
 def test_a_budget_for_all_that_have_none_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     own = ["--trainer.callbacks+=Saliency", "--trainer.callbacks.budget=0.2"]

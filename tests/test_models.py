@@ -41,6 +41,7 @@ def test_the_table_has_every_model() -> None:
         assert committed == fresh
 
 
+@pytest.mark.slow
 def test_a_check_fails_where_a_method_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a method that is off by a thousandth, and of Grad-CAM on some other layer's gradient."""
     case = models.Case(models.ENTRIES["resnet18"])

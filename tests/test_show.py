@@ -383,6 +383,7 @@ def test_names_of_pictures_are_checked(net: nn.Module, cat: np.ndarray) -> None:
         lit_viz.show(lambda x: x, cat)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_a_trained_network_by_name(cat: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = boards(monkeypatch)
     sheet = lit_viz.show("efficientnet_lite0", cat)

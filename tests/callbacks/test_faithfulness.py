@@ -158,7 +158,9 @@ def test_a_method_without_meaning_for_the_network_leaves_the_others() -> None:
         validated([Kept([GuidedBackprop()], on_error="warn")], Smooth())
 
 
-@pytest.mark.parametrize("way", ["plain", "forward", "compiled", "compiled part"])
+@pytest.mark.parametrize(
+    "way", ["plain", "forward", *(pytest.param(w, marks=pytest.mark.slow) for w in ("compiled", "compiled part"))]
+)
 def test_maps_of_what_was_learned_fall_and_edges_stay(way: str) -> None:
     """Also where the module's `forward` is replaced, and a copy of it would still run the network that was copied."""
     kwargs: dict[str, Any] = {}

@@ -31,6 +31,8 @@ from tests.conformance.harness import (
 )
 
 COMPILED = [mode for mode in MODES if mode.startswith("compiled")]
+OFTEN = ["fp32", "bf16-mixed", "gradient-clipping"]
+"""Ways of training that are tried by default; all others are slow only because they are many."""
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
 
 
@@ -46,7 +48,9 @@ def at_every_step(case: Case, **kwargs: Any) -> VisualizationCallback:
 
 
 @every_case
-@pytest.mark.parametrize("mode", [mode for mode in MODES if mode not in COMPILED])
+@pytest.mark.parametrize(
+    "mode", [m if m in OFTEN else pytest.param(m, marks=pytest.mark.slow) for m in MODES if m not in COMPILED]
+)
 def test_fit_ends_in_the_same_weights(case: Case, mode: str) -> None:
     recorder = Recorder()
     seen = fit(mode, [at_every_step(case)], logger=recorder)
@@ -58,7 +62,8 @@ def test_fit_ends_in_the_same_weights(case: Case, mode: str) -> None:
         assert steps == set(range(seen.trainer.global_step + 1))
 
 
-@pytest.mark.parametrize("mode", ["fp32", *COMPILED])  # compiling takes seconds, so these modes have all in one run
+# Compiling takes seconds, so these modes have all in one run.
+@pytest.mark.parametrize("mode", ["fp32", *(pytest.param(m, marks=pytest.mark.slow) for m in COMPILED)])
 def test_all_together_end_in_the_same_weights(mode: str) -> None:
     recorder = Recorder()
     cases = [TSNE if case.id == "embeddings" and mode == "fp32" else case for case in CASES]

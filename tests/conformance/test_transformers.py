@@ -62,7 +62,9 @@ def alone(way: str) -> Outcome:
     return fit(WAYS[way])
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    "way", [pytest.param(way, marks=[pytest.mark.slow] if way == "compiled" else []) for way in WAYS]
+)
 @pytest.mark.parametrize("make", MAKE)
 def test_fit_ends_in_the_same_weights(make: Any, way: str) -> None:
     recorder = Recorder()

@@ -458,7 +458,7 @@ def test_a_decoder_goes_with_a_recipe_for_codes() -> None:
 # Networks that have learned something: the automatic recipe, untuned.
 
 
-@pytest.mark.parametrize("kind", ["convolutional", "perceptron"])
+@pytest.mark.parametrize("kind", [pytest.param("convolutional", marks=pytest.mark.slow), "perceptron"])
 def test_digits_are_certain(kind: str) -> None:
     model = digits.classifier(kind)
     found = activation_maximization(model, list(range(10)), shape=(1, 32, 32), pixels=digits.SPACE)

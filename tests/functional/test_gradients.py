@@ -203,7 +203,9 @@ def test_bad_input(function: Any, arguments: dict[str, Any], words: str) -> None
         function(small().eval(), images(2, 3, 12, 10), **arguments)
 
 
-@pytest.mark.parametrize("function", [smooth_grad, integrated_gradients, input_x_gradient])
+@pytest.mark.parametrize(
+    "function", [smooth_grad, pytest.param(integrated_gradients, marks=pytest.mark.slow), input_x_gradient]
+)
 def test_circumstances(function: Any, network: Network) -> None:
     model, x, target = network("resnet18"), images(2, 3, 40, 32), torch.tensor([3, 11])
     expected = function(model, x, target)

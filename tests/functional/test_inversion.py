@@ -277,6 +277,7 @@ def check_depth(
         assert (error[0] < nearest).all(), name
 
 
+@pytest.mark.slow
 def test_likeness_falls_with_depth_while_features_agree() -> None:
     data = digits()
     stages = ["conv1", "conv2", "conv3", "fc", "head"]

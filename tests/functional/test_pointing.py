@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -19,6 +20,7 @@ from lit_viz.functional import (
 from tests.composites import composites
 
 
+@pytest.mark.slow
 def test_maps_point_at_the_object(network: Callable[[str], nn.Module]) -> None:
     """More than twice as often as chance, which is the object's share of the image; raw gradients 1.5 times."""
     model, cards = network("efficientnet_lite0"), composites(12, seed=7)

@@ -35,6 +35,9 @@ def session(net: TransformerNet, path: Path) -> Any:
     return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
 
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("exporting")]  # which share one export
+
+
 @pytest.fixture(scope="module")
 def several(tmp_path_factory: pytest.TempPathFactory) -> tuple[TransformerNet, Any]:
     net = network(3).train()
