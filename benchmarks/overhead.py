@@ -1,7 +1,7 @@
 """What looking costs: ratios of wall time with callbacks to wall time without, alternating.
 
     python benchmarks/overhead.py                 # all, about half an hour on two cores
-    python benchmarks/overhead.py --only patches  # some minutes
+    python benchmarks/overhead.py --only patches  # some minutes; a long pass: --batches 96
     python benchmarks/overhead.py --only writing --epochs 2
 
 Absolute times say little on a shared machine; ratios of alternating runs do. Medians of the repeats are printed, and
@@ -198,12 +198,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=["quickstart", "patches", "writing"])
     parser.add_argument("--epochs", type=int, help="shorten the quickstart")
+    parser.add_argument(
+        "--batches", type=int, default=24, help="of 32 images of 224 px for patches (%(default)s); of 32 px, 5 times 64"
+    )
     parser.add_argument("--repeats", type=int, default=2)
     args = parser.parse_args()
     quiet()
     lines = []
     if args.only in (None, "patches"):
-        lines += patches(224, 24, 32, args.repeats) + patches(32, 120, 64, args.repeats)
+        lines += patches(224, args.batches, 32, args.repeats) + patches(32, 5 * args.batches, 64, args.repeats)
     if args.only in (None, "quickstart"):
         lines += quickstart(args.epochs, args.repeats)
     print(f"\n{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, ", end="")

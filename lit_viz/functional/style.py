@@ -66,20 +66,25 @@ class _Gram(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
         ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
 
     @staticmethod
     def backward(ctx: Any, slope: Tensor) -> Tensor:
         (maps,) = ctx.saved_tensors
         flat, channels_last = _flat(maps)
         both = slope + slope.mT
-        if channels_last:
-            return (flat @ both).mT.unflatten(2, maps.shape[2:])
-        return (both @ flat).unflatten(2, maps.shape[2:])
+        return ((flat @ both).mT if channels_last else both @ flat).reshape(maps.shape)
+
+    @staticmethod
+    def jvp(ctx: Any, change: Tensor) -> Tensor:
+        (maps,) = ctx.saved_tensors
+        half = maps.flatten(2) @ change.flatten(2).mT
+        return half + half.mT
 
 
 def _flat(maps: Tensor) -> tuple[Tensor, bool]:
     """Maps (N, C, h, w) as matrices, (N, h·w, C) where they lie so in memory, else (N, C, h·w)."""
-    if maps.is_contiguous(memory_format=torch.channels_last) and not maps.is_contiguous():
+    if maps.permute(0, 2, 3, 1).is_contiguous() and not maps.is_contiguous():
         return maps.permute(0, 2, 3, 1).flatten(1, 2), True
     return maps.flatten(2), False
 

@@ -56,8 +56,9 @@ def suits(weight: Tensor, stride: Sequence[int], dilation: Sequence[int], groups
 
 def pays(inner: int, out: int, size: tuple[int, int], *, tile: int = 2) -> bool:
     """Whether it is worth it from so many channels to so many, for results of a size (H, W)."""
-    tiled = math.prod(n + -n % tile for n in size)
-    return LEAST_GAIN * tiled * cost(inner, out, tile=tile) < math.prod(size) * 9 * inner * out
+    height, width = size
+    tiled = (height + -height % tile) * (width + -width % tile)
+    return LEAST_GAIN * tiled * cost(inner, out, tile=tile) < height * width * 9 * inner * out
 
 
 def cost(inner: int, out: int, *, tile: int = 2) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -59,11 +58,15 @@ class FrozenConv2d(nn.Conv2d):
     """A convolution that shares another's weights, which are no longer trained.
 
     Where that pays, on a CPU and in 32 or 64 bits, it takes fewer multiplications, see `functional.winograd`, for the
-    image's gradient as well. It follows its weights if they change all the same.
+    image's gradient as well; elsewhere, and where its graph is to leave PyTorch, it is the convolution that it was. It
+    sees weights that are replaced or written to, but not through `weight.data`, nor once it is compiled.
 
     Args:
         layer: The convolution.
     """
+
+    _key: tuple[Any, ...] | None = None
+    _filters: tuple[Tensor, Tensor] | None = None
 
     def __init__(self, layer: nn.Conv2d) -> None:
         super().__init__(
@@ -79,11 +82,11 @@ class FrozenConv2d(nn.Conv2d):
         )
         self.weight, self.bias = layer.weight, layer.bias
         self.train(layer.training)
-        self._prepare()
 
     @staticmethod
     def suits(layer: nn.Conv2d) -> bool:
-        """Whether a convolution can gain by it."""
+        """Whether a convolution can gain by it, and is nothing but a convolution."""
+        hooks = layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks
         return (
             type(layer) is nn.Conv2d
             and layer.kernel_size == (3, 3)
@@ -91,39 +94,49 @@ class FrozenConv2d(nn.Conv2d):
             and max(layer.padding) <= 2
             and layer.padding_mode == "zeros"
             and winograd.pays(layer.in_channels, layer.out_channels, (64, 64), tile=TILE)
-            and not (layer._forward_hooks or layer._forward_pre_hooks)  # which may be what makes its weights
+            and not any(hooks)
+            and "forward" not in vars(layer)
         )
 
     def forward(self, image: Tensor) -> Tensor:
-        if not torch.compiler.is_compiling() and self._version != _version(self.weight):
+        if not torch.compiler.is_compiling():
             self._prepare()
-        assert isinstance(self.padding, tuple)
-        height, width = (n + 2 * p - 2 for n, p in zip(image.shape[-2:], self.padding, strict=True))
-        if (
-            self._filters is None
-            or image.dtype != self.weight.dtype
-            or image.dim() != 4
-            or self.weight.requires_grad
-            or torch.is_autocast_enabled("cpu")
-            or not winograd.pays(self.in_channels, self.out_channels, (height, width), tile=TILE)
-        ):
+        if self._filters is None or not self._serves(image):
             return F.conv2d(image, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
         return frozen_convolution(image, *self._filters, self.bias, list(self.padding))
 
+    def _serves(self, image: Tensor) -> bool:
+        """Whether an image is one to take fewer multiplications for."""
+        if image.dim() != 4 or image.dtype != self.weight.dtype or torch.is_autocast_enabled("cpu"):
+            return False
+        if self.weight.requires_grad or (self.bias is not None and self.bias.requires_grad):
+            return False
+        if torch.compiler.is_exporting() or torch.jit.is_tracing() or _transformed(image):
+            return False
+        height = image.shape[2] + 2 * int(self.padding[0]) - 2
+        width = image.shape[3] + 2 * int(self.padding[1]) - 2
+        return winograd.pays(self.in_channels, self.out_channels, (height, width), tile=TILE)
+
     def _prepare(self) -> None:
-        weight = self.weight.detach()
-        self._version = _version(weight)
-        self._filters: tuple[Tensor, Tensor] | None = None
-        if winograd.suits(weight, self.stride, self.dilation, self.groups):
-            turned = weight.flip(2, 3).transpose(0, 1)
-            self._filters = winograd.filters(weight, tile=TILE), winograd.filters(turned, tile=TILE)
+        weight = self.weight
+        fixed = not weight.is_inference() and winograd.suits(weight, self.stride, self.dilation, self.groups)
+        key = (weight, weight.data_ptr(), weight._version, weight.dtype) if fixed else None
+        if key is not None and self._key is not None and key[0] is self._key[0] and key[1:] == self._key[1:]:
+            return
+        self._key, self._filters = key, None
+        if fixed:
+            with torch.inference_mode(False), torch.no_grad():  # so that they serve in training as well
+                turned = weight.flip(2, 3).transpose(0, 1)
+                self._filters = winograd.filters(weight, tile=TILE), winograd.filters(turned, tile=TILE)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FrozenConv2d:
-        super()._apply(fn, recurse)
-        self._prepare()
-        return self
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name not in ("_key", "_filters")}
 
 
-def _version(weight: Tensor) -> int:
-    """How often a tensor was written to."""
-    return 0 if weight.is_inference() else weight._version
+def _transformed(image: Tensor) -> bool:
+    """Whether derivatives are taken forwards, or by `torch.func`, which have no rule for an operation of one's own."""
+    if torch.compiler.is_compiling():
+        return False
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return True
+    return torch.autograd.forward_ad.unpack_dual(image).tangent is not None

@@ -99,9 +99,11 @@ class PerceptualNetwork(nn.Module):
         chain = _chain(module, names)
         # Out of sight of PyTorch: neither in checkpoints nor in training mode. Of a chain, what lies behind is let go.
         held = module if chain is None else nn.Sequential(*chain[0]).eval()
-        frozen = [name for name, layer in convolutions(held).items() if name and FrozenConv2d.suits(layer)]
+        # Of a module that was given, only where the chain is our own.
+        ours = convolutions(held) if isinstance(network, str) else dict(held.named_children()) if chain else {}
+        frozen = [n for n, m in ours.items() if n and isinstance(m, nn.Conv2d) and FrozenConv2d.suits(m)]
         for name in frozen:
-            _replace(held, name, FrozenConv2d(held.get_submodule(name)))
+            _replace(held, name, FrozenConv2d(held.get_submodule(name)))  # type: ignore[arg-type]
         self._channels_last = bool(frozen)  # the order of memory that these want
         self._held = (held,)
         self._names, self._steps = names, None if chain is None else chain[1]
@@ -140,7 +142,7 @@ class PerceptualNetwork(nn.Module):
         space = self.pixel_space
         parameter = next(self.module.parameters(), colors)
         images = space.from_color(colors).to(parameter.dtype)
-        if self._channels_last:
+        if self._channels_last and images.dim() == 4 and images.device.type == "cpu":
             images = images.contiguous(memory_format=torch.channels_last)
         if self._steps is None:
             names = [self._names[layer] for layer in wanted]

@@ -78,6 +78,9 @@ def test_its_gradient_in_both_orders_of_memory(order: torch.memory_format) -> No
         torch.testing.assert_close(*slopes)
         assert slopes[0].is_contiguous(memory_format=order)
     torch.autograd.gradgradcheck(gram_matrix, features)
+    torch.autograd.gradcheck(gram_matrix, features, check_forward_ad=True, check_batched_grad=True)
+    maps = features.detach()[None].expand(2, -1, -1, -1, -1)
+    torch.testing.assert_close(torch.func.vmap(gram_matrix)(maps)[1], gram_matrix(features))
 
 
 def test_vectors_have_no_style() -> None:

@@ -266,8 +266,8 @@ class _Asked:
     def _rounded(self) -> float:
         """By how much scores differ if sums go in another order; asked once, only where there is a difference."""
         if self._apart is None:
-            reordered = self.copies[:1].contiguous(memory_format=torch.channels_last)
-            self._apart = _apart(self.scores[:1], self.run(reordered))
+            reordered = self.copies.clone(memory_format=torch.channels_last)
+            self._apart = _apart(self.scores, self.run(reordered))
         return self._apart
 
 
