@@ -141,18 +141,24 @@ class Incremental:
     def _finished(self, waiting: list[Tensor]) -> Tensor:
         """From where windows end to the scores, for many batches at once: few large matrix products."""
         assert self.joint is not None
-        value = torch.cat(waiting)
-        values = {self.joint: value}
-        self.program.go_on(values, len(value), after=self.joint.step)
-        return values[self.program.tape.output]
+        scores = []
+        for value in torch.cat(waiting).split(self._fitting({}, after=self.joint.step)):
+            values = {self.joint: value}
+            self.program.go_on(values, len(value), after=self.joint.step)
+            scores.append(values[self.program.tape.output])
+        return torch.cat(scores)
 
     def _most(self, sizes: dict[Ref, tuple[int, int]]) -> int:
-        """How many positions fit into the memory at once."""
+        """How many positions go together."""
+        return min(self.together, self._fitting(sizes))
+
+    def _fitting(self, sizes: dict[Ref, tuple[int, int]], after: int = -1) -> int:
+        """How many positions fit into the memory at once, in the steps after one."""
         largest = 1
         for number, step in self.program.steps.items():
             ref = Ref(number)
             shape = self.program.tape.per_image(ref)
-            if shape is not None and step.depends:
+            if shape is not None and step.depends and number > after:
                 area = math.prod(sizes[ref]) * channels(self.program, ref) if ref in sizes else math.prod(shape)
                 largest = max(largest, area)
         each = largest * self.program.tape.dtype.itemsize
@@ -160,7 +166,7 @@ class Incremental:
         most = self.memory / (4 * each)
         if self.program.tape.device.type == "cpu":
             most = min(most, LARGEST_MAP / each)
-        return max(1, min(self.together, int(most)))
+        return max(1, int(most))
 
     def _sizes(self, rows: np.ndarray, columns: np.ndarray) -> dict[Ref, tuple[int, int]]:
         """Height and width of each result's windows for a group of positions."""

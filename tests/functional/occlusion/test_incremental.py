@@ -18,10 +18,10 @@ from torch.nn import functional as F
 
 from lit_viz.errors import UsageError
 from lit_viz.functional import winograd
-from lit_viz.functional.occlusion import occlusion, occlusion_map
+from lit_viz.functional.occlusion import incremental, occlusion, occlusion_map
 from lit_viz.functional.occlusion.grid import Grid
 from lit_viz.functional.occlusion.incremental import Batch, Incremental, whole_cost
-from lit_viz.functional.occlusion.program import BATCH_NORMS, prepared
+from lit_viz.functional.occlusion.program import BATCH_NORMS, Program, prepared
 from lit_viz.functional.occlusion.tape import Untraceable, aten, trace
 
 Network = Callable[[str], nn.Module]
@@ -667,3 +667,21 @@ def test_the_gain_counts_the_batches_that_memory_allows() -> None:
     wide, narrow = (engine_for(net.double(), x, grid, memory=memory) for memory in (2**28, 2**20))
     some, more = (len(list(engine.batches(engine.bases(x), x))) for engine in (wide, narrow))
     assert some < more and narrow.gain < wide.gain
+
+
+def test_whole_maps_behind_windows_come_in_batches_that_memory_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A channel shuffle ends windows while maps are large still."""
+    monkeypatch.setattr(incremental, "LARGEST_MAP", 5 * 16 * 16 * 16 * 8)
+    counts, go_on = [], Program.go_on
+
+    def counted(self: Program, values: Any, images: int, **options: Any) -> None:
+        counts.append(images)
+        go_on(self, values, images, **options)
+
+    monkeypatch.setattr(Program, "go_on", counted)
+    shuffle = nn.ChannelShuffle(2)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), shuffle, nn.Conv2d(8, 16, 3, padding=1), nn.AvgPool2d(16))
+    x = images(1, 3, 32, 32)
+    found, expected, whole = both(nn.Sequential(net, nn.Flatten()).double(), x, torch.zeros_like(x), (8, 8), (4, 4))
+    assert_same(found, expected, whole, 1e-10)
+    assert counts[1:] == [5] * 9 + [4]  # first the uncovered image
