@@ -15,7 +15,7 @@ import torch
 from tests.conformance.cases import CASES
 from tests.conformance.ddp_script import collected
 
-pytestmark = [pytest.mark.ddp, pytest.mark.xdist_group("ddp")]  # which share one run
+pytestmark = pytest.mark.ddp
 ROOT = Path(__file__).parents[2]
 
 

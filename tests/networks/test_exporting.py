@@ -35,7 +35,7 @@ def session(net: TransformerNet, path: Path) -> Any:
     return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("exporting")]  # which share one export
+pytestmark = pytest.mark.slow  # the exporter takes its time
 
 
 @pytest.fixture(scope="module")

@@ -86,9 +86,9 @@ def occluded_scores(
         memory: Bytes that windows, and the maps that they are cut from, may take.
         progress: Show a bar if it takes longer than three seconds.
     """
-    copies = len(images) * len(grid.boxes)
-    if engine == "full" or (engine == "auto" and copies < FEW):
-        note = "as asked" if engine == "full" else f"{copies} covered copies are too few for a plan"
+    count = len(images) * len(grid.boxes)
+    if engine == "full" or (engine == "auto" and count < FEW):
+        note = "as asked" if engine == "full" else f"{count} covered copies are too few for a plan"
     else:
         try:
             copies = grid.covered(images[:1].repeat(3, 1, 1, 1), cover[:1].repeat(3, 1, 1, 1), _some(grid))
