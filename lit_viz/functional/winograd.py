@@ -30,6 +30,9 @@ LEAST_GAIN = 1.25
 TILES = 8 * 2**20
 """Bytes of tiles that are transformed at once: they should stay in the cache until they are multiplied."""
 
+PART = 32
+"""Output channels of kernels that are transformed at once."""
+
 G = {
     2: [[1, 0, 0], [1 / 2, 1 / 2, 1 / 2], [1 / 2, -1 / 2, 1 / 2], [0, 0, 1]],
     4: [
@@ -70,8 +73,12 @@ def filters(weight: Tensor, *, tile: int = 2) -> Tensor:
     """Kernels (O, I, 3, 3) transformed for results of tile × tile: ((tile + 2)², I, O)."""
     out, inner = weight.shape[:2]
     along = torch.tensor(G[tile], dtype=torch.float64)
-    flat = weight.detach().double().permute(2, 3, 1, 0).reshape(9, -1)
-    return (torch.kron(along, along) @ flat).to(weight.dtype).reshape(-1, inner, out)
+    both = torch.kron(along, along)
+    kernels = weight.new_empty(len(both), inner, out)
+    # By parts, since in double precision all of a large layer takes more memory than many a batch.
+    for part, result in zip(weight.detach().split(PART), kernels.split(PART, dim=2), strict=True):
+        result.copy_((both @ part.double().permute(2, 3, 1, 0).reshape(9, -1)).unflatten(1, (inner, -1)))
+    return kernels
 
 
 def convolution(image: Tensor, kernels: Tensor, bias: Tensor | None, padding: Sequence[int]) -> Tensor:

@@ -37,11 +37,11 @@ OVERHEAD = 8e6
 MOST_TOGETHER = 128
 """Positions in a batch."""
 
-LARGEST_MAP = 24 * 2**20
+LARGEST_MAP = 12 * 2**20
 """Bytes of a batch's largest map on a CPU.
 
-glibc's allocator uses memory of up to 32 MiB again; larger pieces come from the system each time, as new pages, which
-costs as much as a pass over them.
+Twice as much is no faster and takes more memory; past 32 MiB, glibc's allocator takes new pages from the system each
+time, which costs as much as a pass over them.
 """
 
 
@@ -89,7 +89,7 @@ class Incremental:
 
     @property
     def base_bytes(self) -> int:
-        """Memory of the uncovered image's maps, and of a copy of each with margins."""
+        """Memory of the uncovered image's maps at most, since one may be kept with two kinds of margins."""
         sizes = (math.prod(self.program.tape.per_image(ref) or (0,)) for ref in self.kept)
         return 2 * sum(sizes) * self.program.tape.dtype.itemsize
 
@@ -119,12 +119,11 @@ class Incremental:
                     scores.append(value)
                 else:
                     waiting.append(value)
-                    if sum(v.nbytes for v in waiting) > self.memory / 4:
-                        scores.append(self._finished(waiting))
-                        waiting = []
+                    if sum(v.nbytes for v in waiting) > self._most_bytes:
+                        waiting = [self._finish(torch.cat(waiting), scores)]
                 advance(len(which))
             if waiting:
-                scores.append(self._finished(waiting))
+                self._finish(torch.cat(waiting), scores, all_of_it=True)
         order = torch.from_numpy(np.argsort(np.concatenate(numbers))).to(cover.device)
         return torch.cat(scores)[order]
 
@@ -138,15 +137,20 @@ class Incremental:
                 numbers = (rows[:, None] * per_row + columns).reshape(-1)
                 yield numbers, Batch(self, bases, cover, rows, columns, sizes).run()
 
-    def _finished(self, waiting: list[Tensor]) -> Tensor:
-        """From where windows end to the scores, for many batches at once: few large matrix products."""
+    def _finish(self, values: Tensor, scores: list[Tensor], *, all_of_it: bool = False) -> Tensor:
+        """From where windows end to the scores, for many batches at once: few large matrix products.
+
+        Returns:
+            What is left because it doesn't fill a batch, if not all of it is asked for.
+        """
         assert self.joint is not None
-        scores = []
-        for value in torch.cat(waiting).split(self._fitting({}, after=self.joint.step)):
-            values = {self.joint: value}
-            self.program.go_on(values, len(value), after=self.joint.step)
-            scores.append(values[self.program.tape.output])
-        return torch.cat(scores)
+        most = self._fitting({}, after=self.joint.step - 1)
+        end = len(values) if all_of_it else len(values) - len(values) % most
+        for value in values[:end].split(most) if end else ():
+            found = {self.joint: value}
+            self.program.go_on(found, len(value), after=self.joint.step)
+            scores.append(found[self.program.tape.output])
+        return values[end:].clone()  # of its own, so that the rest is let go of
 
     def _most(self, sizes: dict[Ref, tuple[int, int]]) -> int:
         """How many positions go together."""
@@ -162,11 +166,13 @@ class Incremental:
                 area = math.prod(sizes[ref]) * channels(self.program, ref) if ref in sizes else math.prod(shape)
                 largest = max(largest, area)
         each = largest * self.program.tape.dtype.itemsize
-        # A step holds its input, cut out and as it was, and its result.
-        most = self.memory / (4 * each)
-        if self.program.tape.device.type == "cpu":
-            most = min(most, LARGEST_MAP / each)
-        return max(1, int(most))
+        return max(1, int(self._most_bytes / each))
+
+    @property
+    def _most_bytes(self) -> float:
+        """Of one result of a batch: a step holds its input, cut out and as it was, and its result."""
+        most = self.memory / 4
+        return min(most, LARGEST_MAP) if self.program.tape.device.type == "cpu" else most
 
     def _sizes(self, rows: np.ndarray, columns: np.ndarray) -> dict[Ref, tuple[int, int]]:
         """Height and width of each result's windows for a group of positions."""
@@ -285,6 +291,10 @@ class Bases:
             margins = margins if found is None else tuple(map(max, found[1], margins))
             padded = torch.nn.functional.pad(self.map(ref), (0, 0, *margins), value=fill).contiguous()
             found = self._margined[ref, fill] = padded, margins
+            # The map itself becomes a view of it, so that it isn't kept twice.
+            height, width = self._maps[ref].shape[-2:]
+            inside = padded[margins[2] :, margins[0] :][:height, :width]
+            self._maps[ref] = inside.permute(2, 0, 1).view(self._maps[ref].shape)
         return found[0], found[1][0], found[1][2]
 
 

@@ -31,6 +31,9 @@ IN_PLACE = {
 }
 """Activations, and the same written over what they take."""
 
+PART = 32
+"""Channels of weights that are folded at once."""
+
 
 @dataclass
 class Program:
@@ -104,6 +107,7 @@ def outputs(result: Any) -> list[Any]:
     return list(result) if isinstance(result, (tuple, list)) else [result]
 
 
+@torch.no_grad()
 def prepared(tape: Tape) -> Program:
     """Computes what does not depend on the images, folds batch norms into convolutions, and leaves out what is dead.
 
@@ -130,8 +134,8 @@ def prepared(tape: Tape) -> Program:
     _fold_batch_norms(steps, tape)
     _fold_batch_norms_ahead(steps, tape)
     _nest_concatenations(steps)
-    _multiply_less(steps, tape)
     steps = _living(steps, tape.output)
+    _multiply_less(steps, tape)
     _write_in_place(steps, tape.output)
     return Program(tape, steps, _readers(steps))
 
@@ -271,7 +275,7 @@ def _behind(convolution: Step, scale: Tensor, shift: Tensor) -> tuple[Any, ...]:
     image, weight, bias, *rest = convolution.args
     shift = shift if bias is None else shift + scale * bias
     scale = scale.reshape(-1, *[1] * (weight.dim() - 1))
-    return image, _rounded(weight.double() * scale, weight), shift.to(weight.dtype), *rest
+    return image, _scaled(weight, scale), shift.to(weight.dtype), *rest
 
 
 def _in_front(convolution: Step, scale: Tensor, shift: Tensor) -> tuple[Any, ...]:
@@ -285,10 +289,15 @@ def _in_front(convolution: Step, scale: Tensor, shift: Tensor) -> tuple[Any, ...
 
     added = (weight.double() * by_output(shift)).flatten(1).sum(dim=1)
     added = added if bias is None else added + bias
-    return image, _rounded(weight.double() * by_output(scale), weight), added.to(weight.dtype), *rest
+    return image, _scaled(weight, by_output(scale)), added.to(weight.dtype), *rest
 
 
-def _rounded(weight: Tensor, like: Tensor) -> Tensor:
-    """Weights computed in double precision, in the format and order that convolutions are quick with."""
+def _scaled(weight: Tensor, scale: Tensor) -> Tensor:
+    """Weights times factors in double precision, rounded, in the order of memory that convolutions are quick with."""
     order = torch.channels_last if weight.dim() == 4 else torch.contiguous_format
-    return weight.to(like.dtype).contiguous(memory_format=order)
+    out = torch.empty_like(weight, memory_format=order)
+    scale = scale.expand(len(weight), *scale.shape[1:])
+    # By parts, since in double precision all of a large layer takes more memory than many a batch.
+    for result, part, factors in zip(out.split(PART), weight.split(PART), scale.split(PART), strict=True):
+        result.copy_(part.double() * factors)
+    return out

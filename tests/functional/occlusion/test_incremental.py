@@ -685,3 +685,44 @@ def test_whole_maps_behind_windows_come_in_batches_that_memory_allows(monkeypatc
     found, expected, whole = both(nn.Sequential(net, nn.Flatten()).double(), x, torch.zeros_like(x), (8, 8), (4, 4))
     assert_same(found, expected, whole, 1e-10)
     assert counts[1:] == [5] * 9 + [4]  # first the uncovered image
+
+
+def test_what_waits_where_windows_end_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where all that comes after it is small, as in VGG's classifier."""
+    monkeypatch.setattr(incremental, "LARGEST_MAP", 10 * 8 * 16 * 16 * 8)
+    sizes, cat = [], torch.cat
+
+    def measured(tensors: Any, *args: Any, **options: Any) -> Tensor:
+        out = cat(tensors, *args, **options)
+        sizes.append(out.nbytes if out[0].numel() == 8 * 16 * 16 else 0)
+        return out
+
+    monkeypatch.setattr(torch, "cat", measured)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.Flatten(), nn.Linear(8 * 16 * 16, 4)).double()
+    x = images(1, 3, 32, 32)
+    found, expected, whole = both(net, x, torch.zeros_like(x), (8, 8), (4, 4))
+    assert_same(found, expected, whole, 1e-10)
+    assert 0 < max(sizes) <= 2 * incremental.LARGEST_MAP
+
+
+def test_maps_are_kept_once() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 4, 3, padding=1), nn.AvgPool2d(32))
+    x = images(1, 3, 32, 32)
+    engine = engine_for(net.double(), x, Grid.of((32, 32), (8, 8), (4, 4)), memory=2**28)
+    bases = engine.bases(x)
+    before = {ref: bases.whole(ref).clone() for ref in engine.kept}
+    list(engine.batches(bases, x))
+    assert bases._margined
+    for (ref, _), (padded, _) in bases._margined.items():
+        assert bases.whole(ref).untyped_storage().data_ptr() == padded.untyped_storage().data_ptr()
+        assert torch.equal(bases.whole(ref), before[ref])
+
+
+def test_only_convolutions_that_are_computed_get_kernels_of_fewer_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, filters = [], winograd.filters
+    monkeypatch.setattr(winograd, "pays", lambda *_, **__: True)
+    monkeypatch.setattr(winograd, "filters", lambda weight: made.append(weight) or filters(weight))
+    net = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU()).eval()
+    x = torch.randn(1, 8, 16, 16)
+    prepared(trace(net, x, x.flip(3)))
+    assert len(made) == 1  # not also the one that the batch norm was folded into
