@@ -37,11 +37,11 @@ OVERHEAD = 8e6
 MOST_TOGETHER = 128
 """Positions in a batch."""
 
-LARGEST_MAP = 12 * 2**20
+LARGEST_MAP = 24 * 2**20
 """Bytes of a batch's largest map on a CPU.
 
-Twice as much is no faster and takes more memory; past 32 MiB, glibc's allocator takes new pages from the system each
-time, which costs as much as a pass over them.
+Half as much takes a tenth longer where there are many small layers; past 32 MiB, glibc's allocator takes new pages from
+the system each time, which costs as much as a pass over them.
 """
 
 
