@@ -146,9 +146,9 @@ class Incremental:
         assert self.joint is not None
         most = self._fitting({}, after=self.joint.step - 1)
         end = len(values) if all_of_it else len(values) - len(values) % most
-        for value in values[:end].split(most) if end else ():
-            found = {self.joint: value}
-            self.program.go_on(found, len(value), after=self.joint.step)
+        for start in range(0, end, most):
+            found = {self.joint: values[start : start + most]}
+            self.program.go_on(found, len(found[self.joint]), after=self.joint.step)
             scores.append(found[self.program.tape.output])
         return values[end:].clone()  # of its own, so that the rest is let go of
 

@@ -296,7 +296,6 @@ def _scaled(weight: Tensor, scale: Tensor) -> Tensor:
     """Weights times factors in double precision, rounded, in the order of memory that convolutions are quick with."""
     order = torch.channels_last if weight.dim() == 4 else torch.contiguous_format
     out = torch.empty_like(weight, memory_format=order)
-    scale = scale.expand(len(weight), *scale.shape[1:])
     # By parts, since in double precision all of a large layer takes more memory than many a batch.
     for result, part, factors in zip(out.split(PART), weight.split(PART), scale.split(PART), strict=True):
         result.copy_(part.double() * factors)
