@@ -1,4 +1,4 @@
-"""What style transfer costs beside the usual recipes, written plainly: ratios of wall time, alternating in one process.
+"""What style transfer costs beside the usual recipes, written plainly: ratios of wall time, by turns.
 
     python benchmarks/style.py                                # all three parts: some 40 minutes on two cores
     python benchmarks/style.py --parts training --compile     # a minute or two more, to compile
@@ -10,18 +10,22 @@
   relu4_2, style relu1_1 … relu5_1, in 32 bits; both with Adam, one forward and backward pass a step.
 
 Weights are random: what they are changes no time. A ratio above 1 says how many times faster ours is: median of the
-repeats, and the smallest and largest of a pair.
+repeats, and the smallest and largest of a pair. Both take turns, a step each, in two processes that lie idle meanwhile,
+since what is done with freed memory (kept by `train.py`, given back to the system by default) is one thing in all of a
+process. `--memory` compares them with both the same.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import multiprocessing
 import platform
 import statistics
 import time
 import warnings
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
@@ -29,11 +33,13 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lit_viz.memory import keep_freed_memory
 from lit_viz.networks import PerceptualNetwork, StyleLoss, TransformerNet
 from lit_viz.networks.style_target import StyleTarget
 from lit_viz.pixels import usual_pixel_space
 
 Run = Callable[[], Any]
+MEMORY = ("kept by ours", "kept by both", "given back")
 VGG16 = ("relu1_2", "relu2_2", "relu3_3", "relu4_3")
 VGG19 = ("relu1_1", "relu2_1", "relu3_1", "relu4_1", "relu5_1")
 # Where these lie in torchvision's `features`.
@@ -197,11 +203,79 @@ def seconds(run: Run) -> float:
     return time.perf_counter() - start
 
 
-def compared(name: str, plain: Run, ours: Run, repeats: int) -> None:
+class Runner:
+    """A process that makes something and runs it whenever it is told to; idle meanwhile.
+
+    Args:
+        part: What is to be run, a name in `PARTS`.
+        given: The options.
+        keep: Whether freed memory is kept, as `train.py` keeps it, or is given back to the system, as by default.
+    """
+
+    def __init__(self, part: str, given: argparse.Namespace, *, keep: bool) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.asks, other = context.Pipe()
+        self.process = context.Process(target=_served, args=(other, part, given, keep), daemon=True)
+        self.process.start()
+
+    def seconds(self) -> float:
+        self.asks.send(True)
+        return self.asks.recv()
+
+    def end(self) -> None:
+        self.asks.send(False)
+        self.process.join()
+
+
+def _served(answers: Connection, part: str, given: argparse.Namespace, keep: bool) -> None:
+    if keep:
+        keep_freed_memory()
+    torch.set_num_threads(given.threads)
+    warnings.simplefilter("ignore")
+    torch.manual_seed(0)
+    run = PARTS[part](given)
+    while answers.recv():
+        answers.send(seconds(run))
+
+
+def vgg(which: str) -> nn.Module:
+    return getattr(torchvision.models, which)().eval().requires_grad_(False)
+
+
+def pictures(count: int, side: int) -> Tensor:
+    return torch.rand(count, 3, side, side)
+
+
+PARTS: dict[str, Callable[[argparse.Namespace], Run]] = {
+    "plain training": lambda _: plain_training(not_in_place(vgg("vgg16").features), pictures(4, 256), pictures(1, 256)),
+    "training": lambda given: our_training(vgg("vgg16"), pictures(4, 256), pictures(1, 256), given),
+    "plain inference": lambda _: plain_inference(pictures(1, 512)),
+    "inference": lambda given: our_inference(pictures(1, 512), 32, given),
+    "half inference": lambda given: our_inference(pictures(1, 512), 16, given),
+    "plain optimization": lambda _: plain_optimization(
+        not_in_place(vgg("vgg19").features), pictures(1, 256), pictures(1, 256)
+    ),
+    "optimization": lambda given: our_optimization(vgg("vgg19"), pictures(1, 256), pictures(1, 256), given),
+}
+LINES = {
+    "training": [("training step, 256 px, batch 4", "plain training", "training")],
+    "inference": [
+        ("inference, 512 px, equal width", "plain inference", "inference"),
+        ("inference, 512 px, half width", "plain inference", "half inference"),
+    ],
+    "optimization": [("optimisation step, 256 px", "plain optimization", "optimization")],
+}
+
+
+def compared(name: str, plain: str, ours: str, given: argparse.Namespace) -> None:
     """One line: how many times faster ours is."""
-    for run in (plain, ours, plain, ours):
-        run()
-    pairs = [(seconds(plain), seconds(ours)) for _ in range(repeats)]
+    both = [Runner(plain, given, keep=given.memory == MEMORY[1]), Runner(ours, given, keep=given.memory != MEMORY[2])]
+    for _ in range(2):
+        for runner in both:
+            runner.seconds()
+    pairs = [[runner.seconds() for runner in both] for _ in range(given.repeats)]
+    for runner in both:
+        runner.end()
     ratios = [a / b for a, b in pairs]
     a, b = (statistics.median(times) for times in zip(*pairs, strict=True))
     print(f"| {name} | {a:.3f} s | {b:.3f} s | {a / b:.2f} | {min(ratios):.2f} to {max(ratios):.2f} |", flush=True)
@@ -227,34 +301,19 @@ def processor() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", nargs="+", default=["training", "inference", "optimization"])
+    parser.add_argument("--parts", nargs="+", default=list(LINES), choices=list(LINES))
     parser.add_argument("--precision", choices=["bf16", "fp32"], default="bf16", help="of ours (%(default)s)")
     parser.add_argument("--compile", action="store_true", help="ours with torch.compile")
+    parser.add_argument("--memory", choices=MEMORY, default=MEMORY[0], help="freed memory, see `lit_viz.memory`")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     given = parser.parse_args()
-    torch.set_num_threads(given.threads)
-    warnings.simplefilter("ignore")
-    torch.manual_seed(0)
-    print(f"{processor()}, {given.threads} threads; torch {torch.__version__}")
+    print(f"{processor()}, {given.threads} threads; torch {torch.__version__}; freed memory {given.memory}")
     ours = f"ours: {given.precision}, {'compiled' if given.compile else 'eager'}, bfloat16 {flags()}"
     print(f"\n| {ours} | plain recipe | ours | times as fast | pairs |\n| --- | --- | --- | --- | --- |")
-    style = torch.rand(1, 3, 256, 256)
-    if "training" in given.parts:
-        vgg = torchvision.models.vgg16().eval().requires_grad_(False)
-        colors = torch.rand(4, 3, 256, 256)
-        plain = plain_training(not_in_place(vgg.features), colors, style)
-        compared("training step, 256 px, batch 4", plain, our_training(vgg, colors, style, given), given.repeats)
-    if "inference" in given.parts:
-        colors = torch.rand(1, 3, 512, 512)
-        for name, width in (("equal", 32), ("half", 16)):
-            ours = our_inference(colors, width, given)
-            compared(f"inference, 512 px, {name} width", plain_inference(colors), ours, given.repeats)
-    if "optimization" in given.parts:
-        vgg = torchvision.models.vgg19().eval().requires_grad_(False)
-        colors = torch.rand(1, 3, 256, 256)
-        plain = plain_optimization(not_in_place(vgg.features), colors, style)
-        compared("optimisation step, 256 px", plain, our_optimization(vgg, colors, style, given), given.repeats)
+    for part in given.parts:
+        for line in LINES[part]:
+            compared(*line, given)
 
 
 def not_in_place(layers: nn.Sequential) -> nn.Sequential:

@@ -25,6 +25,7 @@ from lit_viz.commands.base import how_to_look, short_path
 from lit_viz.errors import UsageError
 from lit_viz.functional import format_layer_table, layer_table
 from lit_viz.layers import first_convolution
+from lit_viz.memory import keep_freed_memory
 from lit_viz.probing import split_batch
 
 CONFIG_FOLDERS = (Path(__file__).parent / "configs", Path(__file__).parent.parent / "configs")
@@ -197,6 +198,7 @@ def main(args: Sequence[str] | None = None) -> None:
             those that come with the package: `--config quickstart` works anywhere.
     """
     _quiet()
+    keep_freed_memory()
     asked = sys.argv[1:] if args is None else list(args)
     if args is None:
         sys.argv[1:] = _with_known_configs(sys.argv[1:])

@@ -127,6 +127,35 @@ def convolve(image: Tensor, kernels: Tensor, bias: Tensor | None, size: tuple[in
     return out.permute(0, 3, 1, 2)
 
 
+def weight_gradient(gradient: Tensor, image: Tensor) -> Tensor:
+    r"""What a loss's gradient with respect to results is with respect to the weights, without padding, by tiles of 4.
+
+    What `convolve` does is linear in the kernels, so that, summed over all tiles,
+
+    $$\frac{\partial L}{\partial g} = G^T \Big[ \sum (B^T d B) \odot (A\,\frac{\partial L}{\partial Y}\,A^T) \Big] G$$
+
+    Args:
+        gradient: (N, O, H, W).
+        image: (N, I, H + 2, W + 2).
+
+    Returns:
+        (O, I, 3, 3).
+    """
+    tile = 4
+    right, below = -gradient.shape[3] % tile, -gradient.shape[2] % tile
+    pixels, slopes = (F.pad(x.permute(0, 2, 3, 1), (0, 0, 0, right, 0, below)) for x in (image, gradient))
+    sums = pixels.new_zeros((tile + 2) ** 2, pixels.shape[3], slopes.shape[3])
+    row = (tile + 2) ** 2 // tile * slopes.shape[2] * (pixels.shape[3] + slopes.shape[3]) // 2 * pixels.itemsize
+    down = tile * max(1, TILES // row)
+    for part, result in zip(pixels.split(1), slopes.split(1), strict=True):
+        for top in range(0, slopes.shape[1], down):
+            tiles = _to_tiles(part[:, top : top + down + 2], tile)
+            sums.baddbmm_(tiles.mT, _to_slopes(result[:, top : top + down]))
+    along = torch.tensor(G[tile], dtype=torch.float64)
+    kernels = torch.einsum("abio,ar,bc->oirc", sums.double().unflatten(0, (tile + 2, tile + 2)), along, along)
+    return kernels.to(image.dtype)
+
+
 def _tile(kernels: Tensor) -> int:
     return math.isqrt(len(kernels)) - 2
 
@@ -154,6 +183,31 @@ def _to_results(products: Tensor, bias: Tensor | None, out: Tensor, tile: int) -
     lines = out.new_empty(side, count, tiles.shape[3], width, channels)
     transform(tiles.unbind(1), [lines[:, :, :, i::tile] for i in range(tile)], 3)
     transform(lines.unbind(0), [out[:, i::tile] for i in range(tile)], 1)
+
+
+def _to_slopes(slopes: Tensor) -> Tensor:
+    """$A y A^T$ of all tiles of (N, H, W, O), for tiles of 4: (36, N · H/4 · W/4, O)."""
+    count, height, width, channels = slopes.shape
+    down, across = height // 4, width // 4
+    part = slopes.new_empty(6, count, down, width, channels)
+    _to_slopes_of_4([slopes[:, i::4] for i in range(4)], part.unbind(0))
+    whole = slopes.new_empty(6, 6, count, down, across, channels)
+    _to_slopes_of_4([part[:, :, :, i::4] for i in range(4)], whole.unbind(1))
+    return whole.view(36, -1, channels)
+
+
+def _to_slopes_of_4(lines: Sequence[Tensor], out: Sequence[Tensor]) -> None:
+    """$A$ along one axis: (1, 0, 0, 0), (1, 1, 1, 1), (1, −1, 1, −1), (1, 2, 4, 8), (1, −2, 4, −8), (0, 0, 0, 1)."""
+    a, b, c, d = lines
+    out[0].copy_(a)
+    out[5].copy_(d)
+    even, odd = a + c, b + d
+    torch.add(even, odd, out=out[1])
+    torch.sub(even, odd, out=out[2])
+    torch.add(a, c, alpha=4, out=even)
+    torch.add(b, d, alpha=4, out=odd)
+    torch.add(even, odd, alpha=2, out=out[3])
+    torch.sub(even, odd, alpha=2, out=out[4])
 
 
 def _to_tiles_of_2(lines: Sequence[Tensor], out: Sequence[Tensor]) -> None:

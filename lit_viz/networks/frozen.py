@@ -111,7 +111,7 @@ class FrozenConv2d(nn.Conv2d):
             return False
         if self.weight.requires_grad or (self.bias is not None and self.bias.requires_grad):
             return False
-        if torch.compiler.is_exporting() or torch.jit.is_tracing() or _transformed(image):
+        if torch.compiler.is_exporting() or torch.jit.is_tracing() or derived_otherwise(image):
             return False
         height = image.shape[2] + 2 * int(self.padding[0]) - 2
         width = image.shape[3] + 2 * int(self.padding[1]) - 2
@@ -133,10 +133,10 @@ class FrozenConv2d(nn.Conv2d):
         return {name: value for name, value in vars(self).items() if name not in ("_key", "_filters")}
 
 
-def _transformed(image: Tensor) -> bool:
+def derived_otherwise(*tensors: Tensor) -> bool:
     """Whether derivatives are taken forwards, or by `torch.func`, which have no rule for an operation of one's own."""
     if torch.compiler.is_compiling():
         return False
     if torch._C._functorch.peek_interpreter_stack() is not None:
         return True
-    return torch.autograd.forward_ad.unpack_dual(image).tangent is not None
+    return any(torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors)

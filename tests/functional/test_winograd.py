@@ -63,3 +63,14 @@ def test_when_it_pays() -> None:
 )
 def test_what_it_suits(weight: Tensor, stride: tuple, dilation: tuple, groups: int, suits: bool) -> None:
     assert winograd.suits(weight, stride, dilation, groups) is suits
+
+
+@pytest.mark.parametrize("size", [(8, 8), (7, 13), (1, 2)])
+def test_gradients_of_weights(monkeypatch: pytest.MonkeyPatch, size: tuple[int, int]) -> None:
+    monkeypatch.setattr(winograd, "TILES", 1)  # a row of tiles at once
+    image = torch.randn(3, 5, size[0] + 2, size[1] + 2, dtype=torch.float64)
+    weight = torch.randn(6, 5, 3, 3, dtype=torch.float64, requires_grad=True)
+    made = F.conv2d(image, weight)
+    slopes = torch.randn_like(made)
+    found = winograd.weight_gradient(slopes, image)
+    torch.testing.assert_close(found, torch.autograd.grad(made, weight, slopes)[0], rtol=0, atol=1e-11)

@@ -7,9 +7,10 @@ import re
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from lit_viz.errors import UsageError
-from lit_viz.networks.transformer_net import ConditionalInstanceNorm, TransformerNet
+from lit_viz.networks.transformer_net import ConditionalInstanceNorm, TransformerNet, _Moments
 
 
 def images(count: int = 2, height: int = 32, width: int = 40) -> Tensor:
@@ -90,3 +91,23 @@ def test_bad_arguments_are_told(net: TransformerNet) -> None:
         TransformerNet(norm="batch", styles=2)
     with pytest.raises(UsageError, match="width must be"):
         TransformerNet(width=0)
+
+
+def test_gradients_of_norms() -> None:
+    norm = ConditionalInstanceNorm(3, 2)
+    with torch.no_grad():
+        for value in (*norm.gamma, *norm.beta):
+            value.normal_()
+    x, mix = torch.randn(2, 3, 5, 4, requires_grad=True), torch.tensor([[1.0, 0.0], [0.3, 0.7]])
+    of = (x, *norm.parameters())
+    gamma, beta = (mix @ torch.stack(list(values)) for values in (norm.gamma, norm.beta))
+    expected = F.instance_norm(x) * gamma[:, :, None, None] + beta[:, :, None, None]
+    made = norm(x, mix)
+    torch.testing.assert_close(made, expected)
+    slopes = torch.randn_like(made)
+    for ours, theirs in zip(
+        torch.autograd.grad(made, of, slopes), torch.autograd.grad(expected, of, slopes), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    x64 = torch.randn(2, 3, 3, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(_Moments.apply, x64) and torch.autograd.gradgradcheck(_Moments.apply, x64)
