@@ -175,8 +175,8 @@ class ConditionalInstanceNorm(nn.Module):
 
 
 def _moments(maps: Tensor) -> tuple[Tensor, Tensor]:
+    """As `torch.var_mean`, several times as fast on processors."""
     mean = maps.mean(dim=(2, 3))
-    # As `torch.var_mean`, several times as fast on processors.
     return mean, (maps - mean[:, :, None, None]).square().mean(dim=(2, 3))
 
 
@@ -189,7 +189,8 @@ class _Moments(torch.autograd.Function):
 
     @staticmethod
     def forward(maps: Tensor) -> tuple[Tensor, Tensor]:
-        return _moments(maps)
+        mean = maps.mean(dim=(2, 3))
+        return mean, (maps - mean[:, :, None, None]).square_().mean(dim=(2, 3))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
