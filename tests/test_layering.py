@@ -17,7 +17,7 @@ ROOT = Path(lit_viz.__file__).parent
 # Rooms by storey; those on one storey don't import each other.
 STOREYS = [
     ["errors"],
-    ["layers", "guard", "pixels", "pictures"],
+    ["layers", "guard", "memory", "pixels", "pictures"],
     ["functional"],
     ["draw", "probing", "state", "writer", "write_behind", "budget", "background", "video", "styles"],
     ["networks"],
