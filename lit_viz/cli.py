@@ -11,13 +11,12 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 
 # Importing them is what makes short class names work: `--trainer.callbacks+=Saliency`, `class_path: Photographs`.
-import lit_viz.callbacks
-import lit_viz.data
-import lit_viz.modules  # noqa: F401
+from lit_viz import draw
 from lit_viz.budget import Budget
 from lit_viz.callbacks import VisualizationCallback
 from lit_viz.commands import COMMANDS, command_of, run_command
@@ -26,7 +25,10 @@ from lit_viz.errors import UsageError
 from lit_viz.functional import format_layer_table, layer_table
 from lit_viz.layers import first_convolution
 from lit_viz.memory import keep_freed_memory
+from lit_viz.modules import FastStyleTransfer
+from lit_viz.pictures import whole
 from lit_viz.probing import split_batch
+from lit_viz.writer import encoded
 
 CONFIG_FOLDERS = (Path(__file__).parent / "configs", Path(__file__).parent.parent / "configs")
 
@@ -80,6 +82,35 @@ class SummaryAfterInterrupt(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if isinstance(exception, KeyboardInterrupt) and trainer.is_global_zero:
             print(summary(trainer), flush=True)
+
+
+class WriteStylized(BasePredictionWriter):
+    """Writes what a style network makes of the data as `predicted/<number in the data>.png`, beside the logs.
+
+    Attributes:
+        written: Files.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("batch")
+        self.written: list[Path] = []
+
+    def write_on_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        prediction: Any,
+        batch_indices: Sequence[int] | None,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int,
+    ) -> None:
+        folder = Path(trainer.log_dir or trainer.default_root_dir) / "predicted"
+        for number, colors in zip(batch_indices or (), prediction, strict=True):
+            path = folder / f"{number:05d}.png"
+            with whole(path) as partial:
+                partial.write_bytes(encoded(draw.to_uint8(colors[None])[0]))
+            self.written.append(path)
 
 
 class LitVizCLI(LightningCLI):
@@ -147,6 +178,15 @@ class LitVizCLI(LightningCLI):
 
     def after_fit(self) -> None:
         self._summarize()
+
+    def before_predict(self) -> None:
+        if isinstance(self.model, FastStyleTransfer):
+            self.trainer.callbacks.append(WriteStylized())
+
+    def after_predict(self) -> None:
+        for callback in self.trainer.callbacks:
+            if isinstance(callback, WriteStylized) and callback.written:
+                print(f"{len(callback.written)} pictures in {short_path(callback.written[0].parent)}", flush=True)
 
     def after_validate(self) -> None:
         self._summarize()

@@ -6,19 +6,22 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.loggers import TensorBoardLogger
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from lit_viz import draw
 from lit_viz.cli import main
 from lit_viz.data import Photographs
 from lit_viz.errors import UsageError
 from lit_viz.modules import FastStyleTransfer
-from lit_viz.networks import Muon, TransformerNet, equivalent_iterations, iteration_curves
+from lit_viz.networks import Muon, TransformerNet, equivalent_iterations, iteration_curves, stylized
 from lit_viz.styles import picture_colors, style_picture
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -162,6 +165,16 @@ def test_the_configuration_trains_counts_and_adds_a_style(
     events = EventAccumulator(str(tmp_path / "runs/fast_style/version_1")).Reload()
     (worth,) = events.Scalars("gatys_equivalent/waves")
     assert 0 <= worth.value <= 3
+    capsys.readouterr()
+    main(["predict", *usual, f"--ckpt_path={first}", "--trainer.limit_predict_batches=3"])
+    made = sorted((tmp_path / "runs").rglob("predicted/*.png"))
+    assert [path.name for path in made] == [f"{i:05d}.png" for i in range(6)]
+    assert f"6 pictures in {made[0].parent.relative_to(tmp_path)}" in capsys.readouterr().out
+    net = FastStyleTransfer.load_from_checkpoint(first, weights_only=True)
+    photographs = data(batch_size=2, val_fraction=0.4, mean=[0.0] * 3, std=[1.0] * 3)
+    photographs.setup("predict")
+    expected = draw.to_uint8(stylized(net.net, next(iter(photographs.predict_dataloader()))[0]))
+    assert [np.array(Image.open(path)).tolist() for path in made[:2]] == expected.tolist()
     main(["fit", *usual, "--model.styles=tissue", f"--model.extend={first}"])
     (second,) = set((tmp_path / "runs").rglob("*.ckpt")) - {first}
     first.unlink()
