@@ -238,9 +238,9 @@ def main(args: Sequence[str] | None = None) -> None:
             those that come with the package: `--config quickstart` works anywhere.
     """
     _quiet()
-    keep_freed_memory()
     asked = sys.argv[1:] if args is None else list(args)
     if args is None:
+        keep_freed_memory()  # a process of one's own, which ends with it
         sys.argv[1:] = _with_known_configs(sys.argv[1:])
     try:
         if (command := command_of(asked)) is not None:

@@ -16,7 +16,8 @@ def keep_freed_memory() -> bool:
     Linux's C library gives the memory of each larger tensor back to the system, and the system clears it anew for the
     next one, page by page. A step of training on a CPU allocates gigabytes, and can take twice as long for it. The
     process then stays as large as it was at its largest, and a little larger than that, since what is kept comes in
-    pieces. Results are the same. It says nothing about memory of GPUs, which PyTorch keeps by itself.
+    pieces. Results are the same. It is a matter of the main thread, where training runs, and not of a GPU's memory,
+    which PyTorch keeps by itself.
 
     `train.py` does it; a script of one's own can do so at its start.
 

@@ -25,7 +25,7 @@ print(kept, fetched())
 
 
 def run(kept: str, **environment: str) -> tuple[str, float]:
-    plain = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    plain = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
     done = subprocess.run(
         [sys.executable, "-c", PAGES.format(kept=kept)],
         env={**plain, **environment},

@@ -145,7 +145,7 @@ def weight_gradient(gradient: Tensor, image: Tensor) -> Tensor:
     right, below = -gradient.shape[3] % tile, -gradient.shape[2] % tile
     pixels, slopes = (F.pad(x.permute(0, 2, 3, 1), (0, 0, 0, right, 0, below)) for x in (image, gradient))
     sums = pixels.new_zeros((tile + 2) ** 2, pixels.shape[3], slopes.shape[3])
-    row = (tile + 2) ** 2 // tile * slopes.shape[2] * (pixels.shape[3] + slopes.shape[3]) // 2 * pixels.itemsize
+    row = (tile + 2) ** 2 // tile * slopes.shape[2] * (pixels.shape[3] + slopes.shape[3]) * pixels.itemsize
     down = tile * max(1, TILES // row)
     for part, result in zip(pixels.split(1), slopes.split(1), strict=True):
         for top in range(0, slopes.shape[1], down):

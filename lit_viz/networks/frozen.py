@@ -48,7 +48,8 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _back(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     kernels, reverse = ctx.saved_tensors
     around = [2 - p for p in ctx.padding]
-    return frozen_convolution(gradient, reverse, kernels, None, around), None, None, None, None
+    with torch.autocast("cpu", enabled=False):
+        return frozen_convolution(gradient, reverse, kernels, None, around), None, None, None, None
 
 
 frozen_convolution.register_autograd(_back, setup_context=_keep)
@@ -111,7 +112,7 @@ class FrozenConv2d(nn.Conv2d):
             return False
         if self.weight.requires_grad or (self.bias is not None and self.bias.requires_grad):
             return False
-        if torch.compiler.is_exporting() or torch.jit.is_tracing() or derived_otherwise(image):
+        if must_be_plain(image):
             return False
         height = image.shape[2] + 2 * int(self.padding[0]) - 2
         width = image.shape[3] + 2 * int(self.padding[1]) - 2
@@ -133,10 +134,18 @@ class FrozenConv2d(nn.Conv2d):
         return {name: value for name, value in vars(self).items() if name not in ("_key", "_filters")}
 
 
-def derived_otherwise(*tensors: Tensor) -> bool:
-    """Whether derivatives are taken forwards, or by `torch.func`, which have no rule for an operation of one's own."""
+def must_be_plain(*tensors: Tensor) -> bool:
+    """Whether no operation of one's own will do.
+
+    There is no rule for one where derivatives are taken forwards or by `torch.func`, where a graph leaves PyTorch, and
+    where a mode watches what is computed, to count it or to see what depends on what.
+    """
+    if torch.compiler.is_exporting() or torch.jit.is_tracing():
+        return True
     if torch.compiler.is_compiling():
         return False
     if torch._C._functorch.peek_interpreter_stack() is not None:
+        return True
+    if torch.utils._python_dispatch._get_current_dispatch_mode() is not None:
         return True
     return any(torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors)

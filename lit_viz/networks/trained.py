@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lit_viz.functional import winograd
-from lit_viz.networks.frozen import derived_otherwise
+from lit_viz.networks.frozen import must_be_plain
 
 TILE = 4
 """Results along a side of what is computed together."""
@@ -25,8 +25,8 @@ class TrainedConv2d(nn.Conv2d):
     """A convolution without padding, in one group, whose weights are trained.
 
     On a CPU, in 32 or 64 bits, it is computed so that its gradients take a third to a half of the time that they take
-    in PyTorch, whose convolutions of maps with channels last are quick forwards alone. Elsewhere, and where its graph
-    is to leave PyTorch, it is PyTorch's own.
+    in PyTorch, whose convolutions of maps with channels last are quick forwards alone. Elsewhere, where its graph is to
+    leave PyTorch, and where operations are watched, it is PyTorch's own.
 
     Args:
         before: Channels of maps.
@@ -39,22 +39,32 @@ class TrainedConv2d(nn.Conv2d):
     def __init__(self, before: int, after: int, kernel: int, stride: int = 1, *, bias: bool = True) -> None:
         super().__init__(before, after, kernel, stride, bias=bias)
 
-    def forward(self, image: Tensor) -> Tensor:
-        if not self.serves(image):
+    def forward(self, image: Tensor, *, enlarge: bool = False) -> Tensor:
+        """Results of maps.
+
+        Args:
+            image: (N, I, H, W).
+            enlarge: Whether maps are enlarged to twice their size before, by repeating pixels, and reflected at their
+                borders, so that results are of that size. For kernels of 3 × 3.
+        """
+        if not self._serves(image, least=1 if enlarge else self.kernel_size[0]):
+            if enlarge:
+                image = F.interpolate(image, scale_factor=2.0, mode="nearest")
+                image = F.pad(image, (1, 1, 1, 1), mode="reflect")
             return super().forward(image)
-        made = convolution(image, self.weight, self.stride[0])
+        made = enlarged_convolution(image, self.weight) if enlarge else convolution(image, self.weight, self.stride[0])
         return made if self.bias is None else made + self.bias[:, None, None]
 
-    def serves(self, image: Tensor) -> bool:
-        """Whether it is computed otherwise than by PyTorch."""
+    def _serves(self, image: Tensor, least: int) -> bool:
+        """Whether images, of no fewer pixels a side, are to be computed otherwise than by PyTorch."""
         weight = self.weight
         if weight.device.type != "cpu" or weight.dtype not in (torch.float32, torch.float64):
             return False
-        if image.dim() != 4 or image.dtype != weight.dtype or torch.is_autocast_enabled("cpu"):
+        if image.dtype != weight.dtype or torch.is_autocast_enabled("cpu"):
             return False
-        if torch.compiler.is_exporting() or torch.jit.is_tracing():
+        if image.dim() != 4 or image.shape[1] != self.in_channels or min(image.shape[2:]) < least:
             return False
-        return not derived_otherwise(image, weight)
+        return not must_be_plain(image, weight)
 
 
 def enlarged_convolution(image: Tensor, weight: Tensor) -> Tensor:
@@ -72,7 +82,11 @@ def enlarged_convolution(image: Tensor, weight: Tensor) -> Tensor:
     """
     count, _, height, width = image.shape
     # To the reflection of the enlarged map.
-    image = F.pad(image, (1, 1, 1, 1), mode="replicate")
+    if torch.compiler.is_compiling():  # the gradient of `F.pad` is not in the order of memory that it tells beforehand
+        image = torch.cat((image[:, :, :1], image, image[:, :, -1:]), dim=2)
+        image = torch.cat((image[..., :1], image, image[..., -1:]), dim=3)
+    else:
+        image = F.pad(image, (1, 1, 1, 1), mode="replicate")
     first, middle, last = weight.unbind(2)
     by_rows = [torch.stack(two, dim=2) for two in ((first, middle + last), (first + middle, last))]
     parts = []
@@ -82,7 +96,7 @@ def enlarged_convolution(image: Tensor, weight: Tensor) -> Tensor:
             seen = image[:, :, row : height + 1 + row, column : width + 1 + column]
             parts.append(convolution(seen, torch.stack(two, dim=3), 1).permute(0, 2, 3, 1))
     made = torch.stack(parts).unflatten(0, (2, 2)).permute(2, 3, 0, 4, 1, 5)
-    return made.reshape(count, 2 * height, 2 * width, -1).permute(0, 3, 1, 2)
+    return made.reshape(count, 2 * height, 2 * width, len(weight)).permute(0, 3, 1, 2)
 
 
 @torch.library.custom_op("lit_viz::convolution", mutates_args=())
@@ -98,10 +112,11 @@ def convolution(image: Tensor, weight: Tensor, stride: int) -> Tensor:
         (N, O, H', W'), channels last in memory.
     """
     image = image.contiguous(memory_format=torch.channels_last)
-    size = image.shape[2] - weight.shape[2] + 1, image.shape[3] - weight.shape[3] + 1
-    if _fewer(weight, stride, size):
+    out, inner, kernel = weight.shape[:3]
+    size = image.shape[2] - kernel + 1, image.shape[3] - kernel + 1
+    if _fewer(inner, out, kernel, stride, size):
         return winograd.convolution(image, winograd.filters(weight, tile=TILE), None, (0, 0))
-    if len(weight) < VECTOR and stride == 1:
+    if out < VECTOR and stride == 1:
         return _by_rows(image, weight)
     made = F.conv2d(image, weight.contiguous(memory_format=torch.channels_last), None, stride)
     return made.contiguous(memory_format=torch.channels_last)
@@ -118,7 +133,7 @@ def image_gradient(gradient: Tensor, image: Tensor, weight: Tensor, stride: int)
     """What a loss's gradient (N, O, H', W') with respect to results is with respect to the image, (N, I, H, W)."""
     gradient = gradient.contiguous(memory_format=torch.channels_last)
     around = weight.shape[2] - 1
-    if stride == 1 and _fewer(weight, stride, (image.shape[2], image.shape[3])):
+    if _fewer(len(weight), weight.shape[1], weight.shape[2], stride, (image.shape[2], image.shape[3])):
         turned = winograd.filters(weight.flip(2, 3).transpose(0, 1), tile=TILE)
         return winograd.convolution(gradient, turned, None, (around, around))
     of_image = _backward(gradient, image, weight.contiguous(memory_format=torch.channels_last), stride, wanted=0)
@@ -149,15 +164,15 @@ def weight_gradient(gradient: Tensor, image: Tensor, kernel: int, stride: int) -
     Returns:
         (O, I, K, K).
     """
-    if stride == 1 and kernel == 3 and winograd.pays(image.shape[1], gradient.shape[1], gradient.shape[2:], tile=TILE):
-        return winograd.weight_gradient(gradient, image)
+    if _fewer(image.shape[1], gradient.shape[1], kernel, stride, (gradient.shape[2], gradient.shape[3])):
+        return winograd.weight_gradient(gradient, image).contiguous(memory_format=torch.channels_last)
     pixels, slopes = (x.permute(0, 2, 3, 1) for x in (image, gradient))
     height, width = (-(-n // stride) for n in pixels.shape[1:3])
     slopes = _extended(slopes, height, width).view(-1, slopes.shape[3])
     inner, out = pixels.shape[3], slopes.shape[1]
     found = pixels.new_zeros(kernel, kernel, inner, out)
-    for row in range(stride):
-        for column in range(stride):
+    for row in range(min(stride, kernel)):
+        for column in range(min(stride, kernel)):
             plane = _extended(pixels[:, row::stride, column::stride], height, width).view(-1, inner)
             taps = found[row::stride, column::stride]
             sums = _image_shifted if inner <= out else _slopes_shifted
@@ -222,11 +237,9 @@ def _extended(pixels: Tensor, height: int, width: int) -> Tensor:
     return F.pad(pixels, (0, 0, 0, width - pixels.shape[2], 0, height - pixels.shape[1])).contiguous()
 
 
-def _fewer(weight: Tensor, stride: int, size: tuple[int, int]) -> bool:
+def _fewer(inner: int, out: int, kernel: int, stride: int, size: tuple[int, int]) -> bool:
     """Whether a convolution to maps of that size is one to take fewer multiplications for."""
-    out, inner = weight.shape[:2]
-    fits = winograd.suits(weight, (stride, stride), (1, 1), 1)
-    return fits and winograd.pays(inner, out, size, tile=TILE)
+    return kernel == 3 and stride == 1 and winograd.pays(inner, out, size, tile=TILE)
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -237,16 +250,16 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _back(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     image, weight = ctx.saved_tensors
     of_image = of_weight = None
-    if torch.is_grad_enabled():  # derivatives of derivatives are asked for, which PyTorch's own have
+    own = torch.is_grad_enabled()  # derivatives of derivatives are asked for, which PyTorch's own have
+    with torch.autocast("cpu", enabled=False):
         if ctx.needs_input_grad[0]:
-            of_image = _backward(gradient, image, weight, ctx.stride, wanted=0)
+            given = gradient, image, weight, ctx.stride
+            of_image = _backward(*given, wanted=0) if own else image_gradient(*given)
         if ctx.needs_input_grad[1]:
-            of_weight = _backward(gradient, image, weight, ctx.stride, wanted=1)
-        return of_image, of_weight, None
-    if ctx.needs_input_grad[0]:
-        of_image = image_gradient(gradient, image, weight, ctx.stride)
-    if ctx.needs_input_grad[1]:
-        of_weight = weight_gradient(gradient, image, weight.shape[2], ctx.stride)
+            if own:
+                of_weight = _backward(gradient, image, weight, ctx.stride, wanted=1)
+            else:
+                of_weight = weight_gradient(gradient, image, weight.shape[2], ctx.stride)
     return of_image, of_weight, None
 
 

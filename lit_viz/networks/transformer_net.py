@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lit_viz.errors import UsageError, check_at_least, check_choice
-from lit_viz.networks.frozen import derived_otherwise
-from lit_viz.networks.trained import TrainedConv2d, enlarged_convolution
+from lit_viz.networks.frozen import must_be_plain
+from lit_viz.networks.trained import TrainedConv2d
 
 _EPSILON = 1e-5
 
@@ -115,12 +115,7 @@ class Block(nn.Module):
         self.norm: nn.Module = nn.BatchNorm2d(after) if norm == "batch" else ConditionalInstanceNorm(after, styles)
 
     def forward(self, x: Tensor, mix: Tensor | None) -> Tensor:
-        if self.scale == 2 and self.pad == 1 and self.conv.serves(x):
-            x = enlarged_convolution(x, self.conv.weight)
-        else:
-            if self.scale > 1:
-                x = F.interpolate(x, scale_factor=float(self.scale), mode="nearest")
-            x = self.conv(F.pad(x, (self.pad,) * 4, mode="reflect"))
+        x = self.conv(x, enlarge=True) if self.scale > 1 else self.conv(F.pad(x, (self.pad,) * 4, mode="reflect"))
         return self.norm(x) if isinstance(self.norm, nn.BatchNorm2d) else self.norm(x, mix)
 
     def affine(self, mean: Tensor, variance: Tensor, mix: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -160,8 +155,8 @@ class ConditionalInstanceNorm(nn.Module):
         """(N, C, h, w) and shares (N, styles) of each style, None for the only one."""
         with torch.autocast(x.device.type, enabled=False):
             wide = x.float()
-            plain = torch.compiler.is_compiling() or derived_otherwise(wide)
-            mean, variance = _moments(wide) if plain else _Moments.apply(wide)
+            plain = torch.compiler.is_compiling() or must_be_plain(wide)
+            mean, variance = _mean_and_variance(wide) if plain else _MeanAndVariance.apply(wide)
             factor, shift = self.affine(mean, variance, mix)
         return torch.addcmul(shift[:, :, None, None].to(x), x, factor[:, :, None, None].to(x))
 
@@ -174,13 +169,13 @@ class ConditionalInstanceNorm(nn.Module):
         return factor, beta - mean * factor
 
 
-def _moments(maps: Tensor) -> tuple[Tensor, Tensor]:
+def _mean_and_variance(maps: Tensor) -> tuple[Tensor, Tensor]:
     """As `torch.var_mean`, several times as fast on processors."""
     mean = maps.mean(dim=(2, 3))
     return mean, (maps - mean[:, :, None, None]).square().mean(dim=(2, 3))
 
 
-class _Moments(torch.autograd.Function):
+class _MeanAndVariance(torch.autograd.Function):
     r"""Mean and variance over all places of maps (N, C, h, w), each (N, C).
 
     The gradient of both together is $(\bar\mu + 2\,(x - \mu)\,\bar v) / hw$. Taken for each operation apart, that would
@@ -189,8 +184,7 @@ class _Moments(torch.autograd.Function):
 
     @staticmethod
     def forward(maps: Tensor) -> tuple[Tensor, Tensor]:
-        mean = maps.mean(dim=(2, 3))
-        return mean, (maps - mean[:, :, None, None]).square_().mean(dim=(2, 3))
+        return _mean_and_variance(maps)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lit_viz.errors import UsageError
-from lit_viz.networks.transformer_net import ConditionalInstanceNorm, TransformerNet, _Moments
+from lit_viz.networks.transformer_net import ConditionalInstanceNorm, TransformerNet, _MeanAndVariance
 
 
 def images(count: int = 2, height: int = 32, width: int = 40) -> Tensor:
@@ -110,4 +110,6 @@ def test_gradients_of_norms() -> None:
     ):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
     x64 = torch.randn(2, 3, 3, 4, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(_Moments.apply, x64) and torch.autograd.gradgradcheck(_Moments.apply, x64)
+    assert torch.autograd.gradcheck(_MeanAndVariance.apply, x64) and torch.autograd.gradgradcheck(
+        _MeanAndVariance.apply, x64
+    )
