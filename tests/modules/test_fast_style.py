@@ -245,7 +245,9 @@ def test_compiled_steps_learn_the_same() -> None:
     losses = []
     for compiled in (False, True):
         seed_everything(2, verbose=False)
-        seen, small = Losses(), {"compile": compiled, "width": 2, "blocks": 1}
+        # Small steps: at larger ones the loss jumps about, and a network of few channels makes a lot of rounding.
+        small = {"compile": compiled, "blocks": 1, "optimizer": lambda p: torch.optim.Adam(p, lr=1e-4)}
+        seen = Losses()
         trainer(callbacks=[seen]).fit(module(["waves"], **small), datamodule=data(patches_per_epoch=16))
         losses.append(torch.tensor(seen.values))
     torch.testing.assert_close(losses[1], losses[0], rtol=1e-3, atol=1e-4)
