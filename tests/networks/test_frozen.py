@@ -129,6 +129,15 @@ def test_in_16_bits_it_is_torchs_own() -> None:
     assert frozen._filters is None
 
 
+def test_gradients_are_not_rounded_where_autocast_begins_behind_it() -> None:
+    plain, x = layer().float(), image().float().requires_grad_()
+    made = FrozenConv2d(plain)(x)
+    slopes = torch.randn_like(made)
+    with torch.autocast("cpu", torch.bfloat16):
+        (found,) = torch.autograd.grad(made, x, slopes)
+    torch.testing.assert_close(found, torch.autograd.grad(plain(x), x, slopes)[0], rtol=1e-4, atol=1e-4)
+
+
 def test_none_of_the_numbers_that_are_drawn_is_used_up() -> None:
     plain = layer()
     before = torch.get_rng_state()

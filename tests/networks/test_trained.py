@@ -11,7 +11,7 @@ from torch._dynamo.backends.debugging import aot_eager
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from lit_viz.functional import winograd
+from lit_viz.functional import format_layer_table, layer_table, winograd
 from lit_viz.networks import TransformerNet, trained
 from lit_viz.networks.trained import TrainedConv2d, enlarged_convolution
 
@@ -148,6 +148,7 @@ def test_hooks_are_called_and_what_watches_sees_convolutions() -> None:
     with FlopCounterMode(display=False) as counter:
         layer(x)
     assert counter.get_total_flops() == 2 * 24 * 24 * 8 * 3 * 81
+    assert "9×9" in format_layer_table(layer_table(nn.Sequential(layer), x))  # its receptive field
 
 
 def test_empty_batches_and_images_that_are_too_small() -> None:
