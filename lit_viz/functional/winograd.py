@@ -97,8 +97,8 @@ def convolution(image: Tensor, kernels: Tensor, bias: Tensor | None, padding: Se
     tile = _tile(kernels)
     height, width = image.shape[2] + 2 * top - 2, image.shape[3] + 2 * left - 2
     image = image.contiguous(memory_format=torch.channels_last)
-    padded = F.pad(image, (left, left + -width % tile, top, top + -height % tile))
-    return convolve(padded, kernels, bias, (height, width))
+    around = left, left + -width % tile, top, top + -height % tile
+    return convolve(F.pad(image, around) if any(around) else image, kernels, bias, (height, width))
 
 
 def convolve(image: Tensor, kernels: Tensor, bias: Tensor | None, size: tuple[int, int]) -> Tensor:

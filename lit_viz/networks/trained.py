@@ -36,6 +36,8 @@ class TrainedConv2d(nn.Conv2d):
         bias: Whether there is one.
     """
 
+    _kept: tuple[Tensor, Tensor] | None = None
+
     def __init__(self, before: int, after: int, kernel: int, stride: int = 1, *, bias: bool = True) -> None:
         super().__init__(before, after, kernel, stride, bias=bias)
 
@@ -52,8 +54,31 @@ class TrainedConv2d(nn.Conv2d):
                 image = F.interpolate(image, scale_factor=2.0, mode="nearest")
                 image = F.pad(image, (1, 1, 1, 1), mode="reflect")
             return super().forward(image)
-        made = enlarged_convolution(image, self.weight) if enlarge else convolution(image, self.weight, self.stride[0])
+        if enlarge:
+            made = enlarged_convolution(image, self.weight)
+        elif self._transformed_once(image):
+            made = winograd.convolution(image, self._filters(), None, (0, 0))
+        else:
+            made = convolution(image, self.weight, self.stride[0])
         return made if self.bias is None else made + self.bias[:, None, None]
+
+    def _transformed_once(self, image: Tensor) -> bool:
+        """Whether weights are to be transformed that are most likely those of the call before: nothing is trained."""
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return False
+        kernel = self.kernel_size[0]
+        size = image.shape[2] - kernel + 1, image.shape[3] - kernel + 1
+        return _fewer(self.in_channels, self.out_channels, kernel, self.stride[0], size)
+
+    def _filters(self) -> Tensor:
+        """Transformed weights: those kept from the call before if weights are the same, number by number."""
+        weight, kept = self.weight.detach(), self._kept
+        if kept is None or kept[0].dtype != weight.dtype or not torch.equal(kept[0], weight):
+            kept = self._kept = weight.clone(), winograd.filters(weight, tile=TILE)
+        return kept[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_kept"}
 
     def _serves(self, image: Tensor, least: int) -> bool:
         """Whether images, of no fewer pixels a side, are to be computed otherwise than by PyTorch."""
@@ -95,8 +120,31 @@ def enlarged_convolution(image: Tensor, weight: Tensor) -> Tensor:
         for column, two in enumerate(((first, middle + last), (first + middle, last))):
             seen = image[:, :, row : height + 1 + row, column : width + 1 + column]
             parts.append(convolution(seen, torch.stack(two, dim=3), 1).permute(0, 2, 3, 1))
-    made = torch.stack(parts).unflatten(0, (2, 2)).permute(2, 3, 0, 4, 1, 5)
+    if torch.compiler.is_compiling():
+        made = torch.stack(parts).unflatten(0, (2, 2)).permute(2, 3, 0, 4, 1, 5)
+    else:
+        made = _Interleaved.apply(*parts)
     return made.reshape(count, 2 * height, 2 * width, len(weight)).permute(0, 3, 1, 2)
+
+
+class _Interleaved(torch.autograd.Function):
+    """Four tensors (N, H, W, O) as one, (N, H, 2, W, 2, O), each copied once."""
+
+    @staticmethod
+    def forward(*parts: Tensor) -> Tensor:
+        count, height, width, out = parts[0].shape
+        made = parts[0].new_empty(count, height, 2, width, 2, out)
+        for number, part in enumerate(parts):
+            made[:, :, number // 2, :, number % 2] = part
+        return made
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
+        return tuple(gradient[:, :, number // 2, :, number % 2] for number in range(4))
 
 
 @torch.library.custom_op("lit_viz::convolution", mutates_args=())
@@ -189,7 +237,8 @@ def _(gradient: Tensor, image: Tensor, kernel: int, stride: int) -> Tensor:
 def _by_rows(image: Tensor, weight: Tensor) -> Tensor:
     """Convolution to few channels: to those of all rows of a kernel apart, which are then summed, a row apart each."""
     out, inner, side = weight.shape[:3]
-    rows = weight.permute(2, 0, 1, 3).reshape(side * out, inner, 1, side).contiguous(memory_format=torch.channels_last)
+    rows = weight.permute(2, 0, 1, 3).reshape(side * out, inner, 1, side)
+    rows = F.pad(rows, (0, 0, 0, 0, 0, 0, 0, -len(rows) % VECTOR)).contiguous(memory_format=torch.channels_last)
     apart = F.conv2d(image, rows).permute(0, 2, 3, 1).contiguous()
     count, height, width, _ = apart.shape
     one, line, pixel, _ = apart.stride()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,36 @@ def test_enlarged(size: tuple[int, int]) -> None:
     torch.testing.assert_close(made, expected, rtol=0, atol=1e-12)
     for ours, theirs in zip(gradients(made, x, weight), gradients(expected, x, weight), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-11)
+
+
+def test_weights_are_transformed_once_until_they_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However they are written to, and whatever was computed of them before."""
+    made, filters = [], winograd.filters
+    monkeypatch.setattr(winograd, "pays", lambda *_, **__: True)
+    monkeypatch.setattr(winograd, "filters", lambda weight, **given: made.append(1) or filters(weight, **given))
+    layer, x = TrainedConv2d(3, 5, 3), image().detach().float()
+
+    def check(transformed: int) -> None:
+        made.clear()
+        for _ in range(2):
+            torch.testing.assert_close(layer(x), F.conv2d(x, layer.weight, layer.bias), rtol=0, atol=1e-5)
+        assert len(made) == transformed
+
+    with torch.no_grad():
+        check(transformed=1)
+        layer.weight.data[0, 0, 0, 0] += 1
+        check(transformed=1)
+        layer = copy.deepcopy(layer)
+        check(transformed=1)
+        assert "_kept" not in layer.__getstate__()
+        layer, x = layer.double(), x.double()
+        check(transformed=1)
+        layer.weight.data.fill_(float("nan"))
+        assert layer(x).isnan().all()
+    layer.weight.data.fill_(1)
+    check(transformed=2)  # as it is trained, they change
+    with torch.inference_mode():
+        check(transformed=1)
 
 
 def test_derivatives_of_derivatives() -> None:

@@ -113,3 +113,16 @@ def test_gradients_of_norms() -> None:
     assert torch.autograd.gradcheck(_MeanAndVariance.apply, x64) and torch.autograd.gradgradcheck(
         _MeanAndVariance.apply, x64
     )
+
+
+@pytest.mark.parametrize("size", [(300, 700), (3, 1), (1, 1)])
+@pytest.mark.parametrize("last", [True, False])
+def test_norms_of_large_maps_do_not_drift(size: tuple[int, int], last: bool) -> None:
+    """A naive sum of as many equal numbers is wrong by more than a thousandth."""
+    maps = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0)) * 1e-2 + 5
+    maps[1] = 1.3
+    maps = maps.contiguous(memory_format=torch.channels_last) if last else maps
+    mean, variance = _MeanAndVariance.apply(maps)
+    exact = maps.double()
+    torch.testing.assert_close(mean.double(), exact.mean((2, 3)), rtol=1e-6, atol=0)
+    torch.testing.assert_close(variance.double(), exact.var((2, 3), unbiased=False), rtol=1e-5, atol=1e-12)
