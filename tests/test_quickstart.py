@@ -12,7 +12,7 @@ from lit_viz.cli import LitVizCLI
 QUICKSTART = Path(__file__).parents[1] / "configs" / "quickstart.yaml"
 
 
-@pytest.mark.slow
+@pytest.mark.reproduction
 def test_the_quickstart_learns_filters_worth_looking_at(tmp_path: Path) -> None:
     quiet = ["--trainer.enable_progress_bar=false", f"--trainer.logger.init_args.save_dir={tmp_path}"]
     cli = LitVizCLI(args=["--config", str(QUICKSTART), *quiet], run=False)

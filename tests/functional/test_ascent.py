@@ -539,7 +539,7 @@ def test_fashion_is_nearly_certain(normalized: bool, seed: int) -> None:
     assert p.min() >= 0.99, p
 
 
-@pytest.mark.slow
+@pytest.mark.reproduction
 def test_photographs_are_nearly_certain(seed: int = 0) -> None:
     """A network trained for a minute is itself not certain: of photographs of some classes it gives none 0.99."""
     from lit_viz.data import Photographs

@@ -253,7 +253,7 @@ def test_compiled_steps_learn_the_same() -> None:
     torch.testing.assert_close(losses[1], losses[0], rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.slow
+@pytest.mark.reproduction
 def test_one_pass_is_worth_many_iterations_and_no_control_is() -> None:
     """An eighth of the steps of the configuration; `benchmarks/fast_style.py` has the whole."""
     model, _ = trained("waves", 375)

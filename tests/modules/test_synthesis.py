@@ -403,7 +403,7 @@ def test_the_configurations_run(config: str, tmp_path: Path, monkeypatch: pytest
     assert "Pictures logged" in told and ("texture/tissue" in told or "style/astronaut" in told)
 
 
-@pytest.mark.slow
+@pytest.mark.reproduction
 @pytest.mark.parametrize("name", ["gravel", "brick"])
 def test_textures_are_nearer_than_two_halves_of_a_photograph(name: str, tmp_path: Path) -> None:
     """By the network that they were made by, and by another one, which has seen none of it."""
