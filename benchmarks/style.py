@@ -10,9 +10,10 @@
   relu4_2, style relu1_1 … relu5_1, in 32 bits; both with Adam, one forward and backward pass a step.
 
 Weights are random: what they are changes no time. A ratio above 1 says how many times faster ours is: median of the
-repeats, and the smallest and largest of a pair. Both take turns, a step each, in two processes that lie idle meanwhile,
-since what is done with freed memory (kept by `train.py`, given back to the system by default) is one thing in all of a
-process. `--memory` compares them with both the same.
+repeats, and the smallest and largest of a pair. Both take turns, of seconds each (a step of training, a few images or
+steps of optimisation), in two processes that lie idle meanwhile, since what is done with freed memory (kept by
+`train.py`, given back to the system by default) is one thing in all of a process. `--memory` compares them with both
+the same.
 """
 
 from __future__ import annotations
@@ -197,10 +198,12 @@ def mixed(given: argparse.Namespace) -> contextlib.AbstractContextManager[Any]:
     return torch.autocast("cpu", torch.bfloat16, enabled=given.precision == "bf16")
 
 
-def seconds(run: Run) -> float:
+def seconds(run: Run, steps: int) -> float:
+    """Of a step; the first ones of a turn find caches cold."""
     start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
+    for _ in range(steps):
+        run()
+    return (time.perf_counter() - start) / steps
 
 
 class Runner:
@@ -218,12 +221,13 @@ class Runner:
         self.process = context.Process(target=_served, args=(other, part, given, keep), daemon=True)
         self.process.start()
 
-    def seconds(self) -> float:
-        self.asks.send(True)
+    def seconds(self, steps: int) -> float:
+        """Of one of so many steps."""
+        self.asks.send(steps)
         return self.asks.recv()
 
     def end(self) -> None:
-        self.asks.send(False)
+        self.asks.send(0)
         self.process.join()
 
 
@@ -234,8 +238,8 @@ def _served(answers: Connection, part: str, given: argparse.Namespace, keep: boo
     warnings.simplefilter("ignore")
     torch.manual_seed(0)
     run = PARTS[part](given)
-    while answers.recv():
-        answers.send(seconds(run))
+    while steps := answers.recv():
+        answers.send(seconds(run, steps))
 
 
 def vgg(which: str) -> nn.Module:
@@ -258,22 +262,22 @@ PARTS: dict[str, Callable[[argparse.Namespace], Run]] = {
     "optimization": lambda given: our_optimization(vgg("vgg19"), pictures(1, 256), pictures(1, 256), given),
 }
 LINES = {
-    "training": [("training step, 256 px, batch 4", "plain training", "training")],
+    "training": [("training step, 256 px, batch 4", "plain training", "training", 1)],
     "inference": [
-        ("inference, 512 px, equal width", "plain inference", "inference"),
-        ("inference, 512 px, half width", "plain inference", "half inference"),
+        ("inference, 512 px, equal width", "plain inference", "inference", 4),
+        ("inference, 512 px, half width", "plain inference", "half inference", 4),
     ],
-    "optimization": [("optimisation step, 256 px", "plain optimization", "optimization")],
+    "optimization": [("optimisation step, 256 px", "plain optimization", "optimization", 4)],
 }
 
 
-def compared(name: str, plain: str, ours: str, given: argparse.Namespace) -> None:
-    """One line: how many times faster ours is."""
+def compared(name: str, plain: str, ours: str, steps: int, given: argparse.Namespace) -> None:
+    """One line: how many times faster ours is, by turns of so many steps."""
     both = [Runner(plain, given, keep=given.memory == MEMORY[1]), Runner(ours, given, keep=given.memory != MEMORY[2])]
     for _ in range(2):
         for runner in both:
-            runner.seconds()
-    pairs = [[runner.seconds() for runner in both] for _ in range(given.repeats)]
+            runner.seconds(steps)
+    pairs = [[runner.seconds(steps) for runner in both] for _ in range(given.repeats)]
     for runner in both:
         runner.end()
     ratios = [a / b for a, b in pairs]
