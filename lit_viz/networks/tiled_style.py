@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from lit_viz.errors import UsageError, check_at_least
 from lit_viz.functional.style import luminance, with_luminance
-from lit_viz.networks.transformer_net import Block, TransformerNet
+from lit_viz.networks.transformer_net import Block, TransformerNet, mean_and_variance
 
 Span = tuple[int, int]
 
@@ -140,10 +140,22 @@ class _Convolved:
         self.affine: tuple[Tensor, Tensor] | None = None
 
     def part(self, rows: Span, columns: Span) -> Tensor:
-        pad = self.block.pad
-        needed = [(self.stride * a - pad, self.stride * (b - 1) + pad + 1) for a, b in (rows, columns)]
-        x = self.block.conv(_around(self.source, *needed, scale=self.block.scale))
+        x = self._enlarged(rows, columns) if self.block.scale > 1 else self._plain(rows, columns)
         return x if self.affine is None else _normalized(x, self.affine).relu_()
+
+    def _plain(self, rows: Span, columns: Span) -> Tensor:
+        pad = self.block.pad
+        needed = ((self.stride * a - pad, self.stride * (b - 1) + pad + 1) for a, b in (rows, columns))
+        return self.block.conv(_around(self.source, *needed))
+
+    def _enlarged(self, rows: Span, columns: Span) -> Tensor:
+        """With a pixel more around, which is cut off again: what a convolution sees there is no reflection."""
+        needed, cut = [], []
+        for (start, stop), length in zip((rows, columns), self.source.size, strict=True):
+            first = max(0, start // 2 - 1)
+            needed.append((first, min(length, -(-stop // 2) + 1)))
+            cut.append(slice(start - 2 * first, stop - 2 * first))
+        return self.block.conv(self.source.part(*needed), enlarge=True)[..., cut[0], cut[1]]
 
 
 def _normalized(x: Tensor, affine: tuple[Tensor, Tensor]) -> Tensor:
@@ -152,18 +164,13 @@ def _normalized(x: Tensor, affine: tuple[Tensor, Tensor]) -> Tensor:
     return x.mul_(factor).add_(shift)
 
 
-def _around(source: _Map, rows: Span, columns: Span, *, scale: int = 1) -> Tensor:
-    """A part of a map that is enlarged and reflected at its borders, which may begin and end beyond them."""
-    inside, beyond, cut = [], [], []
+def _around(source: _Map, rows: Span, columns: Span) -> Tensor:
+    """A part of a map that is reflected at its borders, which may begin and end beyond them."""
+    inside, beyond = [], []
     for (start, stop), length in zip((rows, columns), source.size, strict=True):
-        first, last = max(0, start), min(scale * length, stop)
-        inside.append((first // scale, -(-last // scale)))
-        cut.append(slice(first - first // scale * scale, last - first // scale * scale))
-        beyond.append((first - start, stop - last))
-    x = source.part(inside[0], inside[1])
-    if scale > 1:
-        x = F.interpolate(x, scale_factor=float(scale), mode="nearest")
-    return F.pad(x[..., cut[0], cut[1]], (*beyond[1], *beyond[0]), mode="reflect")
+        inside.append((max(0, start), min(length, stop)))
+        beyond.append((max(0, -start), max(0, stop - length)))
+    return F.pad(source.part(*inside), (*beyond[1], *beyond[0]), mode="reflect")
 
 
 class _Moments:
@@ -173,7 +180,7 @@ class _Moments:
         self.count, self.mean, self.squares = 0, torch.zeros(()), torch.zeros(())
 
     def add(self, x: Tensor) -> None:
-        variance, mean = (v.double() for v in torch.var_mean(x.float(), dim=(2, 3), correction=0))
+        mean, variance = (v.double() for v in mean_and_variance(x.float()))
         count = x.shape[2] * x.shape[3]
         if not self.count:
             self.count, self.mean, self.squares = count, mean, variance * count
