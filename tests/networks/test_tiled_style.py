@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lit_viz.errors import UsageError
 from lit_viz.functional.style import luminance
-from lit_viz.networks.tiled_style import stylized
+from lit_viz.networks.tiled_style import _layout, stylized
 from lit_viz.networks.transformer_net import ConditionalInstanceNorm, TransformerNet
 
 
@@ -136,3 +136,10 @@ def test_bad_arguments_are_told(settings: dict[str, Any], words: str) -> None:
     given = {"colors": image(20, 20), "style": ONE, **settings}
     with pytest.raises(UsageError, match=words):
         stylized(network(), **given)
+
+
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_a_map_keeps_the_order_of_memory_of_its_parts(layout: torch.memory_format) -> None:
+    """Those that were cut out of larger ones are contiguous in neither."""
+    maps = torch.rand(1, 8, 6, 7).contiguous(memory_format=layout)
+    assert _layout(maps) == _layout(maps[..., 1:5, 2:6]) == layout
